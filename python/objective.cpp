@@ -1,0 +1,75 @@
+#include "../csrc/objective.h"
+
+#include <torch/csrc/stable/library.h>
+
+#include <tuple>
+
+#include "checks.h"
+
+namespace tpt_fast {
+namespace {
+
+using Outputs = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+
+// Checks, allocates and fills the parameters; `run` computes.
+template <class T, class Run>
+Outputs objective(const Tensor& logits_in, int64_t n_selected, const std::optional<Tensor>& selected_in, Run run) {
+  const bool batched = logits_in.dim() == 3;
+  STD_TORCH_CHECK(batched || logits_in.dim() == 2, "logits: expected [N, C] or [B, N, C], got ",
+                  shape_string(logits_in));
+  const Tensor logits = torch::stable::contiguous(logits_in);
+  const int64_t batch = batched ? logits.size(0) : 1, views = logits.size(-2), classes = logits.size(-1);
+  STD_TORCH_CHECK(classes >= 1, "logits: expected at least one class, got ", shape_string(logits));
+  check_range(n_selected, "n_selected", 1, views);
+
+  const ScalarType dtype = logits.scalar_type();
+  Tensor selected;
+  if (selected_in) {
+    check_dtype(*selected_in, "selected", {ScalarType::Long});
+    selected = torch::stable::clone(torch::stable::contiguous(*selected_in));
+  } else {
+    selected = empty(logits, {batch, n_selected}, ScalarType::Long);
+  }
+  STD_TORCH_CHECK(selected.numel() == batch * n_selected, "selected: expected ", batch, " x ", n_selected,
+                  " indices, got ", shape_string(selected));
+  Tensor entropy = empty(logits, {batch, views}, dtype), loss = empty(logits, {batch}, dtype),
+         grad = empty(logits, {batch, n_selected, classes}, dtype), shift = empty(logits, {batch, views, 2}, dtype),
+         log_mean = empty(logits, {batch, classes}, dtype);
+
+  run(ObjectiveParams<T>{logits.const_data_ptr<T>(), entropy.mutable_data_ptr<T>(), shift.mutable_data_ptr<T>(),
+                         selected.mutable_data_ptr<int64_t>(), log_mean.mutable_data_ptr<T>(),
+                         loss.mutable_data_ptr<T>(), grad.mutable_data_ptr<T>(), batch, views, classes, n_selected,
+                         !selected_in.has_value()});
+  if (!batched) {
+    using torch::stable::select;
+    return {select(entropy, 0, 0), select(selected, 0, 0), select(loss, 0, 0), select(grad, 0, 0)};
+  }
+  return {entropy, selected, loss, grad};
+}
+
+template <class T>
+Outputs on_cpu(const Tensor& logits, int64_t n_selected, const std::optional<Tensor>& selected) {
+  if (selected) {  // only the CPU can look at the indices without waiting for a device
+    const Tensor indices = torch::stable::contiguous(*selected);
+    check_dtype(indices, "selected", {ScalarType::Long});
+    for (int64_t i = 0; i < indices.numel(); ++i)
+      check_range(indices.const_data_ptr<int64_t>()[i], "selected", 0, logits.size(-2) - 1);
+  }
+  return objective<T>(logits, n_selected, selected, [](const ObjectiveParams<T>& p) {
+    const int64_t rows_at_once = 1 + 8192 / p.classes;
+    torch::stable::parallel_for(0, p.batch * p.views, rows_at_once,
+                                [&](int64_t begin, int64_t end) { objective_rows(p, begin, end); });
+    torch::stable::parallel_for(0, p.batch, 1, [&](int64_t begin, int64_t end) { objective_images(p, begin, end); });
+  });
+}
+
+Outputs objective_cpu(const Tensor& logits, int64_t n_selected, std::optional<Tensor> selected) {
+  check_dtype(logits, "logits", {ScalarType::Float, ScalarType::Double});
+  return logits.scalar_type() == ScalarType::Float ? on_cpu<float>(logits, n_selected, selected)
+                                                   : on_cpu<double>(logits, n_selected, selected);
+}
+
+}  // namespace
+}  // namespace tpt_fast
+
+STABLE_TORCH_LIBRARY_IMPL(tpt_fast, CPU, m) { m.impl("objective", TORCH_BOX(&tpt_fast::objective_cpu)); }
