@@ -1,0 +1,288 @@
+"""Which models are understood, and their weights under names that do not depend on the model's class.
+
+The fast towers never call the model's modules: they read the weights once, through the functions here. A model that
+they cannot represent exactly raises :class:`Unsupported` with the reason, and then runs through its own code.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+class Unsupported(Exception):
+    """A tower that the packed engines cannot represent exactly; the message is the reason."""
+
+
+@dataclass(frozen=True)
+class Norm:
+    """LayerNorm. Weight and bias [W] in the accumulation type."""
+
+    weight: Tensor
+    bias: Tensor
+    eps: float
+
+
+@dataclass(frozen=True)
+class Linear:
+    """y = x @ weight.T + bias. weight [out, in] in the storage type, bias [out] in the accumulation type, or None."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+
+@dataclass(frozen=True)
+class Block:
+    """One pre-norm residual attention block; a model's LayerScale is folded into ``out`` and ``proj``."""
+
+    norm1: Norm
+    qkv: Linear  # [3W, W]: queries, keys, values
+    out: Linear
+    norm2: Norm
+    fc: Linear
+    activation: str  # "gelu" (with erf) or "quick_gelu"
+    proj: Linear
+    heads: int
+
+
+@dataclass(frozen=True)
+class TextWeights:
+    """A causal text tower that is read at its EOT token."""
+
+    table: Tensor  # [vocabulary, W]
+    position: Tensor  # [context length, W]
+    blocks: tuple[Block, ...]
+    norm: Norm
+    projection: Linear | None
+    dtype: torch.dtype  # storage type of the matrices and of the rows that flow through them
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float64 for float64, float32 for everything narrower."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def resolve_precision(precision: str | None, model: nn.Module) -> torch.dtype:
+    """The storage type for ``precision``, or the type of the model's own matrices for None."""
+    if precision is None:
+        matrices = [p for p in text_root(model).parameters() if p.ndim == 2 and p.is_floating_point()]
+        # The token table may stay in float32 in a half-precision model, the matrices of the blocks do not.
+        return min((p.dtype for p in matrices), key=lambda dtype: torch.finfo(dtype).bits)
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)} or None, got {precision!r}")
+    return PRECISIONS[precision]
+
+
+def text_root(model: nn.Module) -> nn.Module:
+    """The module that owns the text tower: an open_clip ``CLIP`` itself, or the ``text`` of a ``CustomTextCLIP``."""
+    text = getattr(model, "text", None)
+    root = text if isinstance(text, nn.Module) else model
+    if not isinstance(root, nn.Module) or token_embedding(root) is None:
+        raise TypeError(
+            "model: expected an open_clip CLIP or CustomTextCLIP with a text tower (a token embedding and a "
+            f"transformer), got {type(model).__module__}.{type(model).__qualname__}"
+        )
+    return root
+
+
+def token_embedding(root: nn.Module) -> nn.Embedding | None:
+    """The embedding of token ids of a text tower, Hugging Face towers included."""
+    embedding = getattr(root, "token_embedding", None)
+    if embedding is None and hasattr(getattr(root, "transformer", None), "get_input_embeddings"):
+        embedding = root.transformer.get_input_embeddings()
+    return embedding if isinstance(embedding, nn.Embedding) else None
+
+
+def causal_reason(root: nn.Module) -> str | None:
+    """None if nothing after a prompt's EOT token can reach its feature; otherwise what can."""
+    if getattr(root, "token_embedding", None) is None:
+        return f"the text tower is a {type(root).__name__}, not open_clip's own transformer"
+    if getattr(root, "cls_emb", None) is not None:
+        return "the text tower reads an appended class token (embed_cls)"
+    pool = pool_type(root)
+    if pool not in ("argmax", "eos"):
+        return f"the text tower pools by {pool!r}, not at the EOT token"
+    mask = getattr(root, "attn_mask", None)
+    if mask is None:
+        return "the text tower's attention is not causal (no_causal_mask)"
+    if not torch.equal(mask.float().cpu(), torch.full(mask.shape, -torch.inf).triu(1)):
+        return "the text tower's attention mask is not the causal one"
+    return None
+
+
+def pool_type(root: nn.Module) -> str:
+    """How the tower pools: "argmax", "eos", "last", "first" or "none"."""
+    return getattr(root, "text_pool_type", None) or getattr(root, "pool_type", "argmax")
+
+
+# --- weights under plain names --------------------------------------------------------------------------------------
+
+
+def read_text_tower(model: nn.Module, dtype: torch.dtype) -> TextWeights:
+    """The weights of a causal EOT tower in storage type ``dtype`` (shared with the model where the type is the same).
+
+    Raises:
+        Unsupported: the tower is none, with the reason.
+    """
+    root = text_root(model)
+    if reason := causal_reason(root):
+        raise Unsupported(reason)
+    projection = root.text_projection
+    if isinstance(projection, nn.Linear):
+        linear = read_linear(projection, dtype)
+    else:
+        linear = None if projection is None else Linear(projection.detach().to(dtype).t(), None)
+    return TextWeights(
+        table=root.token_embedding.weight.detach(),
+        position=root.positional_embedding.detach(),
+        blocks=read_blocks(root.transformer, dtype),
+        norm=read_norm(root.ln_final, dtype),
+        projection=linear,
+        dtype=dtype,
+    )
+
+
+def read_blocks(transformer: nn.Module, dtype: torch.dtype) -> tuple[Block, ...]:
+    """The blocks of an open_clip ``Transformer`` of either tower, in storage type ``dtype``.
+
+    Raises:
+        Unsupported: a block is not the plain pre-norm block.
+    """
+    return tuple(_read_block(block, dtype) for block in transformer.resblocks)
+
+
+def _read_block(block: nn.Module, dtype: torch.dtype) -> Block:
+    _expect(type(block).__name__ == "ResidualAttentionBlock", f"a block is a {type(block).__name__}")
+    _expect(not hasattr(block, "ln_1_kv"), "a block has cross-attention")
+    attention = block.attn
+    _expect(type(attention) is nn.MultiheadAttention, f"a block's attention is a {type(attention).__name__}")
+    plain = attention.in_proj_weight is not None and attention.bias_k is None and not attention.add_zero_attn
+    _expect(plain, "a block's attention has separate projections, key biases or a zero key")
+    return Block(
+        norm1=read_norm(block.ln_1, dtype),
+        qkv=_linear(attention.in_proj_weight, attention.in_proj_bias, dtype),
+        out=_scaled(read_linear(attention.out_proj, dtype), block.ls_1, dtype),
+        norm2=read_norm(block.ln_2, dtype),
+        fc=read_linear(block.mlp.c_fc, dtype),
+        activation=_activation(block.mlp.gelu),
+        proj=_scaled(read_linear(block.mlp.c_proj, dtype), block.ls_2, dtype),
+        heads=attention.num_heads,
+    )
+
+
+def read_linear(layer: nn.Module, dtype: torch.dtype) -> Linear:
+    """Weight and bias of an ``nn.Linear``."""
+    _expect(isinstance(layer, nn.Linear), f"a projection is a {type(layer).__name__}")
+    return _linear(layer.weight, layer.bias, dtype)
+
+
+def read_norm(layer: nn.Module, dtype: torch.dtype) -> Norm:
+    """Weight, bias and epsilon of an ``nn.LayerNorm`` (or of open_clip's variants of it)."""
+    _expect(isinstance(layer, nn.LayerNorm), f"a norm is a {type(layer).__name__}")
+    accumulate = accumulation_dtype(dtype)
+    width = layer.normalized_shape
+    weight = torch.ones(width) if layer.weight is None else layer.weight.detach()
+    bias = torch.zeros_like(weight) if layer.bias is None else layer.bias.detach()
+    return Norm(weight.to(accumulate), bias.to(accumulate), layer.eps)
+
+
+def _linear(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Linear:
+    return Linear(weight.detach().to(dtype), None if bias is None else bias.detach().to(accumulation_dtype(dtype)))
+
+
+def _scaled(linear: Linear, scale: nn.Module, dtype: torch.dtype) -> Linear:
+    if isinstance(scale, nn.Identity):
+        return linear
+    _expect(type(scale).__name__ == "LayerScale", f"a branch is scaled by a {type(scale).__name__}")
+    gamma = scale.gamma.detach().to(accumulation_dtype(dtype))
+    weight = (linear.weight.to(gamma.dtype) * gamma[:, None]).to(dtype)
+    return Linear(weight, None if linear.bias is None else linear.bias * gamma)
+
+
+def _activation(layer: nn.Module) -> str:
+    if type(layer) is nn.GELU:
+        _expect(layer.approximate == "none", "the activation is GELU's tanh approximation")
+        return "gelu"
+    _expect(type(layer).__name__ == "QuickGELU", f"the activation is {type(layer).__name__}")
+    return "quick_gelu"
+
+
+def _expect(condition: bool, reason: str) -> None:
+    if not condition:
+        raise Unsupported(reason)
+
+
+# --- the model's own code, at our own prompts -----------------------------------------------------------------------
+
+
+class TextModule:
+    """The model's own text tower, run on token embeddings that we choose.
+
+    It is a second set of module objects around the caller's weights (shared, or converted once to ``dtype``), in
+    evaluation mode, without gradients for weights: the caller's model stays as it is. Causal towers are cut to
+    ``length`` positions, which is exact: nothing after EOT is ever read.
+    """
+
+    def __init__(self, model: nn.Module, length: int, dtype: torch.dtype) -> None:
+        root = text_root(model)
+        memo: dict[int, object] = {}
+        for p in root.parameters():
+            value = p.detach().to(dtype) if p.is_floating_point() else p.detach()
+            memo[id(p)] = nn.Parameter(value, requires_grad=False)
+        for b in root.buffers():
+            memo[id(b)] = b.detach().to(dtype) if b.is_floating_point() else b.detach()
+        if root is model and hasattr(model, "visual"):
+            memo[id(model.visual)] = nn.Identity()
+        module = copy.deepcopy(root, memo).eval()
+
+        if causal_reason(root) is None:
+            module.positional_embedding = nn.Parameter(module.positional_embedding[:length], requires_grad=False)
+            module.attn_mask = module.attn_mask[:length, :length]
+        if hasattr(module, "set_grad_checkpointing") and hasattr(module.transformer, "grad_checkpointing"):
+            module.transformer.grad_checkpointing = False
+        self._embedding = _PromptEmbedding(token_embedding(module).weight)
+        if getattr(module, "token_embedding", None) is not None:
+            module.token_embedding = self._embedding
+        else:
+            module.transformer.set_input_embeddings(self._embedding)
+        self._run: Callable[[Tensor], Tensor] = module.encode_text if hasattr(module, "encode_text") else module
+
+    def __call__(self, ids: Tensor, positions: Tensor, ctx: Tensor) -> Tensor:
+        """Features [C, D], not normalised, differentiable in ``ctx``.
+
+        Args:
+            ids: int64 [C, L] token ids; those at ``positions`` only mark their places.
+            positions: int64 [C, n_ctx], where each context vector stands.
+            ctx: [n_ctx, W] or [C, n_ctx, W].
+        """
+        features = self._embedding.run_with(positions, ctx, lambda: self._run(ids))
+        return features[0] if isinstance(features, tuple) else features
+
+
+class _PromptEmbedding(nn.Module):
+    """Token embedding with context vectors in given places; each thread has its own."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self._place = threading.local()
+
+    def run_with(self, positions: Tensor, ctx: Tensor, run: Callable[[], Tensor]) -> Tensor:
+        self._place.value = positions, ctx
+        try:
+            return run()
+        finally:
+            del self._place.value
+
+    def forward(self, ids: Tensor) -> Tensor:
+        positions, ctx = self._place.value
+        rows = torch.arange(len(ids), device=ids.device)[:, None].expand_as(positions)
+        values = ctx.to(self.weight.dtype).expand(len(ids), -1, -1)
+        return nn.functional.embedding(ids, self.weight).index_put((rows, positions), values)

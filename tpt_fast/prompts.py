@@ -1,0 +1,231 @@
+"""Class names and an initial context -> token ids, and where in them the context vectors stand."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+
+from .adapters import text_root, token_embedding
+
+Tokenizer = Callable[..., Tensor]
+CLIP_VOCABULARY = 49408
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Prompts ``[SOS] ctx_1..ctx_lead <name> ctx_lead+1..ctx_n . [EOT]``; L is the model's context length."""
+
+    classnames: tuple[str, ...]
+    ids: Tensor  #: int64 [C, L]; the ids at context positions are those of the initial words (or of "X")
+    lengths: Tensor  #: int64 [C], tokens up to and including EOT
+    positions: Tensor  #: int64 [C, n_ctx], where each context vector stands
+    first: int  #: position of the first prompt token: 1 after SOS, 0 for a tokenizer without SOS
+    lead: int  #: context vectors before the name: all (position "end"), some ("middle") or none ("front")
+
+    @property
+    def n_ctx(self) -> int:
+        return self.positions.shape[1]
+
+
+def default_tokenizer(model: nn.Module) -> Tokenizer:
+    """open_clip's tokenizer for ``model``: its own BPE for CLIP's vocabulary, the Hugging Face one for such towers.
+
+    Raises:
+        ValueError: it cannot be told from the model; pass ``tokenizer=``.
+    """
+    root = text_root(model)
+    vocabulary = token_embedding(root).num_embeddings
+    if vocabulary == CLIP_VOCABULARY:
+        return _clip_tokenizer()
+    name = getattr(getattr(root, "config", None), "name_or_path", None)
+    if name:
+        from open_clip.tokenizer import HFTokenizer
+
+        return HFTokenizer(name, context_length=context_length(model))
+    raise ValueError(
+        f"tokenizer: the model's vocabulary has {vocabulary} tokens, CLIP's has {CLIP_VOCABULARY}; pass the tokenizer "
+        "that belongs to the model (open_clip.get_tokenizer(model_name))"
+    )
+
+
+@lru_cache(maxsize=1)
+def _clip_tokenizer() -> Tokenizer:
+    from open_clip.tokenizer import SimpleTokenizer
+
+    return SimpleTokenizer()
+
+
+def context_length(model: nn.Module) -> int:
+    """How many tokens the model's text tower takes."""
+    root = text_root(model)
+    return int(getattr(root, "context_length", 0) or getattr(model, "context_length", 0) or 77)
+
+
+def check_classnames(classnames: Sequence[str]) -> tuple[str, ...]:
+    """The names as a tuple. Duplicates are legal.
+
+    Raises:
+        TypeError: not a sequence of strings.
+        ValueError: no names, or an empty one.
+    """
+    if isinstance(classnames, (str, bytes)) or not hasattr(classnames, "__iter__"):
+        raise TypeError(
+            f"classnames: expected a sequence of strings, got {type(classnames).__name__} {classnames!r:.60}"
+        )
+    names = tuple(classnames)
+    if not names:
+        raise ValueError("classnames: expected at least one name, got an empty sequence")
+    for i, name in enumerate(names):
+        if not isinstance(name, str):
+            raise TypeError(f"classnames[{i}]: expected a string, got {type(name).__name__} {name!r:.60}")
+        if not name.replace("_", " ").strip():
+            raise ValueError(f"classnames[{i}]: expected a name, got {name!r}")
+    return tuple(str(name) for name in names)
+
+
+def build_prompts(
+    classnames: Sequence[str], ctx_init: str, n_ctx: int | None, tokenizer: Tokenizer, context_length: int
+) -> Prompts:
+    """Tokenise ``ctx_init + " " + name + "."`` for every name, underscores read as spaces.
+
+    "[CLS]" inside ``ctx_init`` puts the name there; the words after it are context too and stand between the name and
+    the full stop, as in the published code. With ``n_ctx`` the words' embeddings will not be used, and "X" stands for
+    every vector unless ``ctx_init`` has exactly ``n_ctx`` tokens; "[CLS]" then still says where the name goes.
+
+    Raises:
+        TypeError, ValueError: a bad name or context, or a prompt over the context length (which, and by how much).
+    """
+    names = check_classnames(classnames)
+    if not isinstance(ctx_init, str):
+        raise TypeError(f"ctx_init: expected a string, got {type(ctx_init).__name__} {ctx_init!r:.60}")
+    if n_ctx is not None and (not isinstance(n_ctx, int) or isinstance(n_ctx, bool)):
+        raise TypeError(f"n_ctx: expected an int, got {type(n_ctx).__name__} {n_ctx!r:.60}")
+    if n_ctx is not None and not 1 <= n_ctx <= context_length - 3:
+        raise ValueError(f"n_ctx: expected 1 to {context_length - 3} (context length {context_length}), got {n_ctx}")
+    tokens = _Tokens(tokenizer, context_length)
+
+    template = " ".join(ctx_init.replace("_", " ").split())
+    before, mark, after = template.partition("[CLS]")
+    if "[CLS]" in after:
+        raise ValueError(f"ctx_init: expected [CLS] at most once, got {ctx_init!r}")
+    words = f"{before.strip()} {after.strip()}".strip()
+    content = len(tokens.content(words)) if words else 0
+    lead = content if not mark else (len(tokens.content(before)) if before.strip() else 0)
+    if n_ctx is not None and n_ctx != content:
+        inside = bool(before.strip()) and bool(after.strip())
+        lead = n_ctx if not mark or (before.strip() and not inside) else n_ctx // 2 if inside else 0
+        words, content = " ".join(["X"] * n_ctx), n_ctx
+        if len(tokens.content(words)) != n_ctx:
+            raise ValueError(f"ctx_init: this tokenizer needs a text of {n_ctx} tokens here, got {ctx_init!r}")
+    if content == 0:
+        raise ValueError(f"ctx_init: expected at least one word besides [CLS], got {ctx_init!r}")
+
+    spaced = [name.replace("_", " ") for name in names]
+    ids, lengths = tokens(f"{words} {name}." for name in spaced)
+    for name, length in zip(names, lengths.tolist(), strict=True):
+        if length > context_length:
+            raise ValueError(
+                f"classnames: the prompt of {name!r:.80} has {length} tokens with its {content} of context; "
+                f"the model takes {context_length}"
+            )
+    ids = ids[:, :context_length].clone()
+    first = tokens.first
+    positions = torch.arange(first, first + content).repeat(len(names), 1)
+    if lead < content:
+        # The published code counts the tokens of the name alone, without the full stop.
+        name_lengths = tokens(spaced)[1] - first - tokens.last
+        behind = ids[:, first + lead : first + content].clone()
+        for row, n, rest in zip(ids, name_lengths.tolist(), behind, strict=True):
+            at = first + lead
+            row[at : at + n] = row[first + content : first + content + n].clone()
+            row[at + n : at + n + len(rest)] = rest
+        positions[:, lead:] += name_lengths[:, None]
+    return Prompts(names, ids, lengths, positions, first, lead)
+
+
+class _Tokens:
+    """A tokenizer, with what it puts around a text found out by asking it."""
+
+    def __init__(self, tokenizer: Tokenizer, context_length: int) -> None:
+        self._tokenizer, self._context_length = tokenizer, context_length
+        self._padding = int(self._ids(["a"])[0, -1])
+        ids, lengths = self(["a", "b"])
+        one, two = (row[:n].tolist() for row, n in zip(ids, lengths.tolist(), strict=True))
+        self.first = int(one[0] == two[0])  # SOS
+        self.last = int(one[-1] == two[-1])  # EOT, unless the padding is the same token
+
+    def __call__(self, texts: Iterable[str]) -> tuple[Tensor, Tensor]:
+        """ids [n, >= context length] and how many of each row are not padding."""
+        ids = self._ids(list(texts))
+        place = torch.arange(1, ids.shape[1] + 1)
+        return ids, ((ids != self._padding) * place).amax(1)
+
+    def _ids(self, texts: list[str]) -> Tensor:
+        try:  # room to see what a tokenizer would otherwise cut off silently
+            ids = self._tokenizer(texts, context_length=4 * self._context_length)
+        except TypeError:
+            ids = self._tokenizer(texts)
+        if not isinstance(ids, Tensor) or ids.ndim != 2 or len(ids) != len(texts):
+            raise TypeError(
+                f"tokenizer: expected it to return a tensor [{len(texts)}, length], got {type(ids).__name__}"
+            )
+        if ids.shape[1] < self._context_length:
+            raise ValueError(
+                f"tokenizer: expected rows of at least {self._context_length} tokens (the model's), got {ids.shape[1]}"
+            )
+        return ids.long().cpu()
+
+    def content(self, text: str) -> list[int]:
+        ids, lengths = self([text])
+        return ids[0, self.first : int(lengths[0]) - self.last].tolist()
+
+
+def load_ctx(source: str | os.PathLike | Tensor, width: int) -> Tensor:
+    """A context from a CoOp checkpoint (its ``state_dict.ctx``) or from a tensor: float32 (or float64), on the CPU.
+
+    Args:
+        source: a path, loaded with ``weights_only=True``, or [n_ctx, width] or class-specific [C, n_ctx, width].
+        width: the text tower's width.
+
+    Raises:
+        ValueError: an unreadable file, one without ``ctx`` or with anything but tensors and plain values in it; another
+            shape or width; values that are not finite.
+        TypeError: neither a path nor a tensor.
+    """
+    if isinstance(source, Tensor):
+        ctx, name = source.detach(), "ctx"
+    elif isinstance(source, (str, os.PathLike)):
+        ctx, name = _checkpoint_ctx(source), f"ctx in {os.fspath(source)!r}"
+    else:
+        raise TypeError(f"ctx: expected a tensor or the path of a CoOp checkpoint, got {type(source).__name__}")
+    if not ctx.is_floating_point() or ctx.ndim not in (2, 3) or 0 in ctx.shape:
+        raise ValueError(f"{name}: expected floating point [n_ctx, {width}], got {ctx.dtype} {list(ctx.shape)}")
+    if ctx.shape[-1] != width:
+        raise ValueError(f"{name}: expected width {width} (the model's text tower), got {list(ctx.shape)}")
+    if not ctx.isfinite().all():
+        raise ValueError(f"{name}: expected finite values, got NaN or infinity")
+    return ctx.cpu().to(torch.float64 if ctx.dtype == torch.float64 else torch.float32)
+
+
+def _checkpoint_ctx(path: str | os.PathLike) -> Tensor:
+    where = f"ctx: the checkpoint {os.fspath(path)!r}"
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{where} holds something other than tensors, or is no checkpoint; it was not loaded"
+        ) from error
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise ValueError(f"{where} cannot be read: {error}") from error
+    state = content.get("state_dict", content) if isinstance(content, dict) else content
+    ctx = state.get("ctx", state.get("prompt_learner.ctx")) if isinstance(state, dict) else state
+    if not isinstance(ctx, Tensor):
+        found = f"the keys {sorted(map(str, state))[:8]}" if isinstance(state, dict) else type(state).__name__
+        raise ValueError(f"{where} has no tensor state_dict['ctx'], but {found}")
+    return ctx

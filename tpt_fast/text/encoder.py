@@ -1,0 +1,196 @@
+"""``TextEncoder``: the text features of a class list as a function of the context."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..adapters import Unsupported, accumulation_dtype, resolve_precision, text_root, token_embedding
+from ..prompts import Tokenizer, build_prompts, check_classnames, context_length, default_tokenizer, load_ctx
+from .engine import Engine, Tape
+from .module import ModuleEngine
+
+ENGINES = ("auto", "packed", "module")
+ACTIVATIONS = ("keep", "recompute")
+
+
+class TextEncoder:
+    """Text features of all classes, as a function of the context vectors that precede (or surround) the names.
+
+    The model is never changed, and one encoder may be used from several threads. Weights are read when it is made: make
+    a new one after changing them.
+
+    Args:
+        model: open_clip ``CLIP`` or ``CustomTextCLIP``, on any device.
+        classnames: C names, duplicates allowed; underscores are read as spaces.
+        ctx_init: initial words. "[CLS]" in it puts the name there: words after it are context too ("middle", "front").
+        n_ctx: this many random context vectors (normal, std 0.02, from ``seed``) in place of the words' embeddings.
+        ctx: initial context [n_ctx, width] (class-specific, CoOp's CSC: [C, n_ctx, width]), or the path of a
+            CoOp checkpoint.
+        seed: of the random context.
+        tokenizer: the model's, as open_clip makes it; found from the model when None.
+        engine: "packed" computes what the classes share once; "module" runs the model's own code on prompts cut to the
+            longest EOT; "auto" takes "packed" where it represents the model exactly.
+        precision: storage type of the tower, "fp32", "fp16", "bf16", or None for the model's own.
+        activations: "keep" those of a forward that will be followed by a backward, as far as memory allows, or
+            "recompute" them.
+
+    Attributes:
+        classnames: tuple of the C names.
+        ctx_init: initial context, float32 (float64 for a float64 model) [n_ctx, width] or [C, n_ctx, width].
+        engine: "packed" or "module", the one that runs; ``why_module`` says why it is not the packed one.
+
+    Raises:
+        TypeError: a model without a text tower; names that are not strings.
+        ValueError: no names, a name over the context length, a bad context, an unknown option, or ``engine="packed"``
+            for a model that the packed engine cannot represent exactly.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        classnames: Sequence[str],
+        ctx_init: str = "a photo of a",
+        *,
+        n_ctx: int | None = None,
+        ctx: Tensor | str | os.PathLike | None = None,
+        seed: int = 0,
+        tokenizer: Tokenizer | None = None,
+        engine: str = "auto",
+        precision: str | None = None,
+        activations: str = "keep",
+    ) -> None:
+        _check_choice("engine", engine, ENGINES)
+        _check_choice("activations", activations, ACTIVATIONS)
+        table = token_embedding(text_root(model)).weight.detach()
+        self.classnames = check_classnames(classnames)
+        dtype = resolve_precision(precision, model)
+        self.dtype, self.device = accumulation_dtype(dtype), table.device
+
+        given = None if ctx is None else load_ctx(ctx, table.shape[1])
+        if given is not None:
+            if given.ndim == 3 and len(given) != len(self.classnames):
+                raise ValueError(
+                    f"ctx: expected one context for each of {len(self.classnames)} classes, got {len(given)}"
+                )
+            if n_ctx not in (None, given.shape[-2]):
+                raise ValueError(
+                    f"n_ctx: expected {given.shape[-2]} (the given ctx has as many vectors) or None, got {n_ctx}"
+                )
+            n_ctx = given.shape[-2]
+        tokenizer = tokenizer or default_tokenizer(model)
+        self.prompts = build_prompts(self.classnames, ctx_init, n_ctx, tokenizer, context_length(model))
+        if given is None and n_ctx is not None:
+            noise = torch.Generator().manual_seed(seed)
+            given = 0.02 * torch.randn(n_ctx, table.shape[1], generator=noise)
+        elif given is None:
+            given = table[self.prompts.ids[0, self.prompts.positions[0]].to(table.device)]
+        self.ctx_init = given.to(self.device, self.dtype)
+
+        self._engine, self.why_module = self._make_engine(model, engine, dtype, activations == "keep")
+        self._initial: tuple[Tensor, Tape] | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def engine(self) -> str:
+        return self._engine.name
+
+    def _make_engine(self, model: nn.Module, engine: str, dtype: torch.dtype, keep: bool) -> tuple[Engine, str | None]:
+        reason = "engine='module' was asked for"
+        if engine != "module":
+            try:
+                from .packed import PackedEngine
+
+                return PackedEngine(model, self.prompts, self.ctx_init, dtype, keep), None
+            except (Unsupported, ImportError) as error:
+                reason = str(error)
+                if engine == "packed":
+                    raise ValueError(f"engine: 'packed' cannot represent this model: {reason}; use 'module'") from error
+        return ModuleEngine(model, self.prompts, dtype, keep), reason
+
+    # --- for training prompts with autograd
+
+    def encode(self, ctx: Tensor) -> Tensor:
+        """Normalised features [C, D] of ``ctx`` [n_ctx, W], or [B, C, D] of [B, n_ctx, W], differentiable once.
+
+        A class-specific encoder takes [C, n_ctx, W] or [B, C, n_ctx, W]. Features are float32 (float64 for float64).
+        """
+        self._check_ctx(ctx)
+        return _Encode.apply(ctx.to(self.device, self.dtype), self)
+
+    # --- for the Tuner: no graph, activations shared between images
+
+    def initial(self) -> tuple[Tensor, Tape]:
+        """Features [C, D] of :attr:`ctx_init` and their tape, computed once and shared by every image and thread."""
+        with self._lock:
+            if self._initial is None:
+                self._initial = self.forward(self.ctx_init, keep=True)
+        return self._initial
+
+    @torch.no_grad()
+    def forward(self, ctx: Tensor, keep: bool = False) -> tuple[Tensor, Tape | None]:
+        """Features of ``ctx`` as :meth:`encode` gives them, without a graph, and with ``keep`` their tape."""
+        self._check_ctx(ctx)
+        ctx = ctx.detach().to(self.device, self.dtype)
+        if ctx.ndim == self.ctx_init.ndim:
+            return self._engine.forward(ctx, keep)
+        results = [self._engine.forward(one, keep) for one in ctx]
+        return torch.stack([features for features, _ in results]), [tape for _, tape in results] if keep else None
+
+    @torch.no_grad()
+    def backward(self, tape: Tape, grad_features: Tensor) -> Tensor:
+        """Gradient with respect to the context of ``tape``, from that of its features.
+
+        Args:
+            tape: of :meth:`forward` or :meth:`initial`; it stays valid and unchanged.
+            grad_features: [C, D] or [B, C, D]. A tape of one context serves B gradients too: B images that start from
+                the same prompt.
+
+        Returns:
+            [n_ctx, W] or [B, n_ctx, W] in the type of :attr:`ctx_init`.
+        """
+        if grad_features.ndim == 2:
+            return self._engine.backward(tape, grad_features)
+        tapes = tape if isinstance(tape, list) else [tape] * len(grad_features)
+        return torch.stack([self._engine.backward(one, grad) for one, grad in zip(tapes, grad_features, strict=True)])
+
+    def describe(self) -> dict[str, Any]:
+        """Engine, tokens before and after packing, classes at once, and what a kept forward holds in memory."""
+        return {
+            "engine": self.engine,
+            "why_module": self.why_module,
+            "classes": len(self.classnames),
+            "n_ctx": self.prompts.n_ctx,
+            "tokens_before": self.prompts.ids.numel(),
+            **self._engine.describe(),
+        }
+
+    def _check_ctx(self, ctx: Tensor) -> None:
+        expected = list(self.ctx_init.shape)
+        if not isinstance(ctx, Tensor) or not ctx.is_floating_point():
+            raise TypeError(f"ctx: expected a floating point tensor, got {getattr(ctx, 'dtype', type(ctx).__name__)}")
+        if list(ctx.shape[-len(expected) :]) != expected or ctx.ndim > len(expected) + 1 or 0 in ctx.shape:
+            raise ValueError(f"ctx: expected {expected} or [B, {str(expected)[1:]}, got {list(ctx.shape)}")
+
+
+class _Encode(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, context: Tensor, encoder: TextEncoder) -> Tensor:
+        features, tape = encoder.forward(context, keep=ctx.needs_input_grad[0])
+        ctx.encoder, ctx.tape = encoder, tape
+        return features
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return ctx.encoder.backward(ctx.tape, grad), None
+
+
+def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
