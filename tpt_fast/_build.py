@@ -92,8 +92,9 @@ def plan(with_cuda: bool | None = None) -> Plan:
     sources = sorted([*(root / "csrc").glob("*.cpp"), *(root / "python").glob("*.cpp")])
     march = "-mcpu=native" if platform.machine() in {"arm64", "aarch64"} else "-march=native"
     cxx_flags = [
-        *("-std=c++20", "-O3", march, "-fPIC", "-fopenmp-simd", "-fno-math-errno", "-fvisibility=hidden", "-DNDEBUG"),
-        *("-Wall", f"-DTORCH_TARGET_VERSION={TORCH_TARGET}", f"-I{torch_root / 'include'}"),
+        *("-std=c++20", "-O3", march, "-fPIC", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math"),
+        *("-fvisibility=hidden", "-DNDEBUG", "-Wall"),
+        *(f"-DTORCH_TARGET_VERSION={TORCH_TARGET}", f"-I{torch_root / 'include'}"),
     ]
     libraries = torch_root / "lib"
     link_flags = ["-shared", f"-L{libraries}", "-ltorch_cpu", "-ltorch", "-lc10"]

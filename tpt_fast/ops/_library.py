@@ -17,3 +17,11 @@ def define(schema: str, reference: Callable) -> None:
     """Define the op of ``schema``, e.g. ``"scale(Tensor x, float by) -> Tensor"``, with ``reference`` behind it."""
     _library.define(schema)
     _library.impl(schema.partition("(")[0], reference, "CompositeExplicitAutograd")
+
+
+_library.define("build_info() -> str")
+
+
+def build_info() -> str:
+    """What the compiled extension says of itself; there must be one (``_jit.ensure().name == "native"``)."""
+    return torch.ops.tpt_fast.build_info()

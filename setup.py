@@ -1,0 +1,53 @@
+"""Packages the Python files and the C++ and CUDA sources; never imports torch.
+
+``TPT_FAST_AOT=1 pip install --no-build-isolation .`` also compiles the extension into the wheel, with the same code that
+otherwise compiles it at first use.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+from setuptools import Distribution, find_packages, setup
+from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).parent
+AHEAD_OF_TIME = os.environ.get("TPT_FAST_AOT") == "1"
+
+
+class BuildPy(build_py):
+    """Adds the compiled extension to the package where that is asked for."""
+
+    def run(self):
+        super().run()
+        if AHEAD_OF_TIME and not self.editable_mode:
+            sys.path.insert(0, str(ROOT / "tpt_fast"))
+            import _build
+            import _toolkit
+            import torch
+
+            with_cuda = torch.version.cuda is not None and _toolkit.cuda() is not None
+            scratch = Path(self.get_finalized_command("build").build_temp)
+            scratch.mkdir(parents=True, exist_ok=True)
+            library = _build.build(_build.plan(with_cuda), scratch)
+            self.copy_file(str(library), str(Path(self.build_lib, "tpt_fast", _build.LIBRARY)))
+
+
+class BinaryDistribution(Distribution):
+    """A wheel for this platform only."""
+
+    def has_ext_modules(self):
+        return AHEAD_OF_TIME
+
+
+setup(
+    packages=[*find_packages(include=["tpt_fast", "tpt_fast.*"]), "tpt_fast._sources.csrc", "tpt_fast._sources.python"],
+    package_dir={"tpt_fast._sources.csrc": "csrc", "tpt_fast._sources.python": "python"},
+    package_data={
+        "tpt_fast": ["py.typed", "demo/*", "demo/photos/*"],
+        "tpt_fast._sources.csrc": ["*.h", "*.cuh", "*.cpp", "*.cu"],
+        "tpt_fast._sources.python": ["*.h", "*.cpp"],
+    },
+    cmdclass={"build_py": BuildPy},
+    distclass=BinaryDistribution,
+)

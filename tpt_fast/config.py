@@ -1,0 +1,95 @@
+"""Everything that can be chosen about tuning, validated when it is made."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+
+from torch import Tensor
+
+PRECISIONS = ("fp32", "fp16", "bf16")
+ENGINES = ("auto", "packed", "module")
+
+
+@dataclass(frozen=True)
+class TuneConfig:
+    """Options of :class:`tpt_fast.Tuner`. The defaults are the paper's (Shu et al., NeurIPS 2022, section 4.1).
+
+    Raises:
+        TypeError, ValueError: naming the option, what was expected and what came.
+    """
+
+    n_views: int = 64
+    """Views of the image, 2 or more; the first is the plain image. Paper: 64."""
+    rho: float = 0.1
+    """Part of the views that is kept, in (0, 1]: the int(n_views * rho) most confident, at least one. Paper: 0.1."""
+    steps: int = 1
+    """AdamW steps, 0 or more; 0 is zero-shot classification. Paper: 1."""
+    lr: float = 5e-3
+    """Learning rate, 0 or more. Paper: 5e-3."""
+    weight_decay: float = 0.01
+    """AdamW's decoupled weight decay, 0 or more. Published code: 0.01, torch's default."""
+    ctx_init: str = "a photo of a"
+    """Words whose embeddings the context starts from. "[CLS]" marks the place of the class name, which otherwise comes
+    last. Paper: "a photo of a"."""
+    n_ctx: int | None = None
+    """Number of context vectors for a random start (normal, deviation 0.02, from ``seed``) instead of ``ctx_init``."""
+    ctx: Tensor | str | os.PathLike | None = None
+    """Context to start from: a float tensor [n_ctx, width] or the path of a CoOp checkpoint. Comes before ``ctx_init``."""
+    precision: str = "fp32"
+    """What the towers hold their weights in: "fp32", "fp16" or "bf16". Logits, loss and context are float32 always."""
+    seed: int = 0
+    """Seed of the views (the same for every image, so results do not depend on the order) and of a random context."""
+    strict_official: bool = False
+    """Follow the published code where the defaults are better: views are drawn from torch's global generator, and fewer
+    than one kept view is an error."""
+    engine: str = "auto"
+    """How the text tower runs: "packed" (computes once what the classes share), "module" (the model's own), or "auto"."""
+
+    def __post_init__(self) -> None:
+        _integer("n_views", self.n_views, 2)
+        _number("rho", self.rho, "a number in (0, 1]", lambda v: 0 < v <= 1)
+        _integer("steps", self.steps, 0)
+        _number("lr", self.lr, "a number of 0 or more", lambda v: v >= 0)
+        _number("weight_decay", self.weight_decay, "a number of 0 or more", lambda v: v >= 0)
+        if not isinstance(self.ctx_init, str):
+            raise TypeError(f"ctx_init: expected a string, got {type(self.ctx_init).__name__}")
+        if self.n_ctx is not None:
+            _integer("n_ctx", self.n_ctx, 1)
+        if self.ctx is not None and not isinstance(self.ctx, (Tensor, str, os.PathLike)):
+            raise TypeError(f"ctx: expected a tensor or the path of a CoOp checkpoint, got {type(self.ctx).__name__}")
+        _choice("precision", self.precision, PRECISIONS)
+        _integer("seed", self.seed, 0)
+        _choice("engine", self.engine, ENGINES)
+        self.n_selected(self.n_views)
+
+    def n_selected(self, n_views: int) -> int:
+        """How many of ``n_views`` views are kept.
+
+        Raises:
+            ValueError: none, and ``strict_official`` (the published code fails there too).
+        """
+        kept = int(n_views * self.rho)
+        if kept == 0 and self.strict_official:
+            raise ValueError(f"rho: int({n_views} views * {self.rho}) keeps none; the published code needs at least one")
+        return max(kept, 1)
+
+
+def _integer(name: str, value: object, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: expected an int, got {type(value).__name__} {value!r}")
+    if value < least:
+        raise ValueError(f"{name}: expected {least} or more, got {value}")
+
+
+def _number(name: str, value: object, expected: str, fits) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name}: expected {expected}, got {type(value).__name__} {value!r}")
+    if not math.isfinite(value) or not fits(value):
+        raise ValueError(f"{name}: expected {expected}, got {value}")
+
+
+def _choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")

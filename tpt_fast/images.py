@@ -1,0 +1,92 @@
+"""Anything that holds one picture -> uint8 [H, W, 3]."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def load_image(image: Any) -> Tensor:
+    """The picture as bytes, as the published code loads it: converted to RGB, its EXIF orientation not applied.
+
+    Args:
+        image: one of
+
+            - a path (``str`` or ``os.PathLike``) of a file that Pillow can read;
+            - a PIL image of any mode;
+            - a NumPy array or a tensor, [H, W, 3], [3, H, W], or [H, W] for grey. A last dimension of 3 is the colour,
+              so [3, W, 3] is read as three rows of pixels. uint8 0..255, or floating point in [0, 1], which is rounded
+              to the nearest of 256 levels.
+
+    Returns:
+        uint8 [H, W, 3], contiguous, on the tensor's device (else the CPU). It may share memory with ``image``.
+
+    Raises:
+        OSError: a path that cannot be read (FileNotFoundError, PermissionError ...).
+        ValueError: an empty, truncated or otherwise undecodable file, a wrong number of channels, no pixels, or
+            floating point outside [0, 1].
+        TypeError: none of the types above.
+    """
+    if isinstance(image, (str, os.PathLike)):
+        return _from_file(Path(image))
+    if isinstance(image, np.ndarray):
+        if image.dtype.kind == "f":
+            image = image.astype(np.float64 if image.dtype.itemsize > 4 else np.float32)
+        elif image.dtype != np.uint8:
+            raise TypeError(f"image: expected uint8 or floating point, got {image.dtype}")
+        # A copy also where torch would refuse: negative strides, read-only memory.
+        return _from_tensor(torch.from_numpy(np.array(image, order="C")))
+    if isinstance(image, Tensor):
+        return _from_tensor(image.detach())
+    if hasattr(image, "convert") and hasattr(image, "size"):  # a PIL image; Pillow itself is imported for files only
+        return _from_pil(image)
+    raise TypeError(f"image: expected a path, a PIL image, an array or a tensor, got {type(image).__name__}")
+
+
+def _from_file(path: Path) -> Tensor:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with open(path, "rb") as file:
+            if not file.read(1):
+                raise ValueError(f"image: {path} is an empty file")
+            file.seek(0)
+            try:
+                with Image.open(file) as opened:
+                    return _from_pil(opened)
+            except UnidentifiedImageError:
+                raise ValueError(f"image: {path} is not an image that Pillow can read") from None
+            except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+                raise ValueError(f"image: {path} is damaged or truncated ({error})") from error
+    except OSError as error:
+        raise OSError(error.errno, f"image: cannot read {path}: {error.strerror}") from error
+
+
+def _from_pil(image: Any) -> Tensor:
+    if 0 in image.size:
+        raise ValueError(f"image: expected at least one pixel, got {image.size[1]} x {image.size[0]} (height x width)")
+    return torch.from_numpy(np.array(image.convert("RGB")))
+
+
+def _from_tensor(image: Tensor) -> Tensor:
+    if image.dim() == 2:
+        image = image.unsqueeze(-1).expand(-1, -1, 3)
+    elif image.dim() == 3 and image.shape[-1] != 3 and image.shape[0] == 3:
+        image = image.permute(1, 2, 0)
+    if image.dim() != 3 or image.shape[-1] != 3:
+        raise ValueError(f"image: expected [H, W, 3], [3, H, W] or grey [H, W], got {list(image.shape)}")
+    if image.numel() == 0:
+        raise ValueError(f"image: expected at least one pixel, got {image.shape[0]} x {image.shape[1]} (height x width)")
+    if image.is_floating_point():
+        low, high = (x.item() for x in image.aminmax())
+        if not (low >= 0.0 and high <= 1.0):  # NaN is in neither
+            raise ValueError(f"image: expected floating point values in [0, 1], got {low:g} to {high:g}")
+        image = (image.to(torch.promote_types(image.dtype, torch.float32)) * 255.0).round().to(torch.uint8)
+    elif image.dtype != torch.uint8:
+        raise TypeError(f"image: expected uint8 or floating point, got {image.dtype}")
+    return image.contiguous()

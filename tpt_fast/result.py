@@ -1,0 +1,91 @@
+"""What tuning one image gives back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Prediction(NamedTuple):
+    """One class and its probability."""
+
+    label: str
+    index: int
+    prob: float
+
+
+@dataclass(frozen=True, repr=False)
+class TuneResult:
+    """C classes, N views of which K were kept, context of n_ctx vectors. Tensors are float32 on the CPU."""
+
+    classnames: tuple[str, ...]
+    logits: Tensor  #: [C] of view 0 with the tuned context
+    zero_shot_logits: Tensor  #: [C] of view 0 with the initial context
+    ctx_init: Tensor  #: [n_ctx, width]
+    ctx: Tensor  #: [n_ctx, width], tuned
+    entropies: Tensor  #: [N] of each view's class probabilities with the initial context, in nats
+    selected: Tensor  #: [K] int64, the kept views, ascending in entropy
+    loss: float  #: marginal entropy of the kept views before the first step
+    loss_after: float  #: the same views' marginal entropy with the tuned context
+    grad: Tensor  #: [n_ctx, width] gradient of the last step
+    status: str  #: "tuned", or "skipped" if the loss or the gradient was not finite: then this is the zero-shot answer
+    timings: dict[str, float] = field(default_factory=dict)  #: seconds of each stage
+    engines: dict[str, str] = field(default_factory=dict)  #: what ran: ops, text tower, image tower, device, resampling
+    views: Tensor | None = None  #: [N, 3, S, S] normalised, kept only if asked for (``keep_views=True``)
+
+    @property
+    def probs(self) -> Tensor:
+        """[C] class probabilities with the tuned context."""
+        return self.logits.softmax(-1)
+
+    @property
+    def zero_shot_probs(self) -> Tensor:
+        """[C] class probabilities with the initial context."""
+        return self.zero_shot_logits.softmax(-1)
+
+    @property
+    def index(self) -> int:
+        """Index of the most probable class; of equal ones the first."""
+        return self.topk(1)[0].index
+
+    @property
+    def label(self) -> str:
+        """Name of the most probable class."""
+        return self.classnames[self.index]
+
+    def topk(self, k: int = 5) -> list[Prediction]:
+        """The ``k`` most probable classes (all, if there are fewer), equal ones in the order of their names' list."""
+        if k < 1:
+            raise ValueError(f"k: expected 1 or more, got {k}")
+        probs = self.probs
+        order = self.logits.argsort(dim=-1, descending=True, stable=True)[:k].tolist()
+        return [Prediction(self.classnames[i], i, probs[i].item()) for i in order]
+
+    def plot(self, path=None):
+        """Draw the views with their entropies, the kept ones framed, and the class probabilities before and after.
+
+        Args:
+            path: where to save the picture; the format follows the ending.
+
+        Returns:
+            The ``matplotlib.figure.Figure``.
+
+        Raises:
+            ImportError: matplotlib is missing (``pip install 'tpt_fast[plot]'``).
+            ValueError: the result was made without ``keep_views=True``.
+        """
+        from .plot import plot
+
+        return plot(self, path)
+
+    def __repr__(self) -> str:
+        before = int(self.zero_shot_logits.argsort(dim=-1, descending=True, stable=True)[0])
+        top = ", ".join(f"{p.label} {p.prob:.1%}" for p in self.topk(3))
+        return (
+            f"TuneResult({self.label!r}: {top}; zero-shot {self.classnames[before]!r} "
+            f"{self.zero_shot_probs[before]:.1%}; marginal entropy {self.loss:.4f} -> {self.loss_after:.4f} over "
+            f"{len(self.selected)} of {len(self.entropies)} views; {self.status}, "
+            f"{1e3 * self.timings.get('total', float('nan')):.0f} ms)"
+        )

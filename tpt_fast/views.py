@@ -1,0 +1,247 @@
+"""Views of one image: drawing the crops as torchvision draws them, and making them as PIL makes them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .images import load_image
+from .ops.views import views
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+BILINEAR, BICUBIC = 0, 1  #: filters of a spec row
+
+_TRIES = 10  # of torchvision's RandomResizedCrop before it falls back to a central crop
+
+
+def vertical_first_when_taller() -> bool:
+    """The pass order of the installed Pillow: True from Pillow 13 on (and where there is no Pillow)."""
+    try:
+        from PIL import __version__
+    except ImportError:
+        return True
+    return int(__version__.partition(".")[0]) >= 13
+
+
+def draw_boxes(
+    height: int,
+    width: int,
+    n: int,
+    *,
+    seed: int = 0,
+    generator: torch.Generator | None = None,
+    scale: tuple[float, float] = (0.08, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> Tensor:
+    """Draw ``n`` random resized crops and flips exactly as torchvision does, view by view, from the same stream.
+
+    The numbers, and the state in which ``generator`` is left, are those of ``n`` times
+    ``RandomResizedCrop.get_params`` and ``torch.rand(1) < 0.5`` with torch's CPU generator in the same state.
+
+    Args:
+        height, width: of the image, at least 1.
+        n: number of boxes, at least 0.
+        seed: of a fresh generator, used where ``generator`` is None.
+        generator: a CPU generator; ``torch.default_generator`` continues the stream of ``torch.manual_seed``.
+        scale: range of the crop's share of the area, 0 < low <= high.
+        ratio: range of the crop's width / height, 0 < low <= high; drawn log-uniformly.
+
+    Returns:
+        int32 [n, 5]: top, left, height, width, flip.
+
+    Raises:
+        ValueError: an argument out of range.
+    """
+    if height < 1 or width < 1:
+        raise ValueError(f"height, width: expected at least 1, got {height} x {width}")
+    if n < 0:
+        raise ValueError(f"n: expected at least 0, got {n}")
+    for name, (low, high) in (("scale", scale), ("ratio", ratio)):
+        if not 0 < low <= high:
+            raise ValueError(f"{name}: expected 0 < low <= high, got {(low, high)}")
+    if generator is None:
+        generator = torch.Generator().manual_seed(seed)
+    elif generator.device.type != "cpu":
+        raise ValueError(f"generator: expected a CPU generator, got one on {generator.device}")
+    if n == 0:
+        return torch.empty(0, 5, dtype=torch.int32)
+
+    # Every scalar draw takes one 32-bit number of the stream, and what it makes of it does not depend on its neighbours.
+    # So each kind of draw is done for every position of the stream at once, and the sequence of decisions is then a walk
+    # over positions: scale, ratio (up to ten times), top, left, flip.
+    count = n * (2 * _TRIES + 3) + 1
+    area = height * width * torch.empty(count).uniform_(*scale, generator=generator.clone_state()).double().numpy()
+    log_ratio = torch.log(torch.tensor(ratio))
+    aspect = torch.empty(count).uniform_(*log_ratio.tolist(), generator=generator.clone_state()).exp().double().numpy()
+    pairs = torch.empty(count // 2 + 1, dtype=torch.int64).random_(-(2**63), None, generator=generator.clone_state())
+    raw = pairs.numpy().view(np.uint64)
+    raw = np.stack((raw >> 32, raw & 0xFFFFFFFF), axis=1).ravel()
+    widths = np.rint(np.sqrt(area[:-1] * aspect[1:])).astype(np.int64)
+    heights = np.rint(np.sqrt(area[:-1] / aspect[1:])).astype(np.int64)
+    fits = ((0 < widths) & (widths <= width) & (0 < heights) & (heights <= height)).tolist()
+    tops = (raw[2:][: count - 1] % np.maximum(height - heights + 1, 1)[: raw.size - 2].astype(np.uint64)).tolist()
+    lefts = (raw[3:][: count - 1] % np.maximum(width - widths + 1, 1)[: raw.size - 3].astype(np.uint64)).tolist()
+    flips = ((raw >> 23 & 1) == 0).astype(np.int64).tolist()  # torch.rand(1) < 0.5: the top one of its 24 bits
+
+    boxes = np.empty((n, 5), dtype=np.int32)
+    at = 0
+    for row in range(n):
+        for _ in range(_TRIES):
+            if fits[at]:
+                boxes[row] = tops[at], lefts[at], heights[at], widths[at], flips[at + 4]
+                at += 5
+                break
+            at += 2
+        else:
+            boxes[row] = *_central_box(height, width, ratio), flips[at]
+            at += 1
+    torch.empty(at).uniform_(generator=generator)  # leaves the generator where the scalar draws would have
+    return torch.from_numpy(boxes)
+
+
+def _central_box(height: int, width: int, ratio: tuple[float, float]) -> tuple[int, int, int, int]:
+    crop_height, crop_width = height, width
+    if width / height < min(ratio):
+        crop_height = round(width / min(ratio))
+    elif width / height > max(ratio):
+        crop_width = round(height * max(ratio))
+    return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
+
+
+def view_specs(height: int, width: int, boxes: Tensor, size: int) -> Tensor:
+    """Rows for :func:`tpt_fast.ops.views`: view 0, then one view a box.
+
+    View 0 is torchvision's ``Resize(size, bicubic)`` of the shorter side and ``CenterCrop(size)``; the others are
+    bilinear resized crops, mirrored where asked.
+
+    Args:
+        height, width: of the image.
+        boxes: integers [N-1, 5]: top, left, height, width, flip, inside the image.
+        size: S.
+
+    Returns:
+        int32 [N, 10].
+
+    Raises:
+        ValueError: boxes of another shape, or one that is not inside the image.
+    """
+    rows = boxes.detach().cpu().numpy()
+    if rows.ndim != 2 or rows.shape[1] != 5:
+        raise ValueError(f"boxes: expected [N-1, 5] (top, left, height, width, flip), got {list(rows.shape)}")
+    if rows.dtype.kind not in "iu":
+        raise ValueError(f"boxes: expected integers, got {rows.dtype}")
+    low, high = rows[:, :2], rows[:, :2].astype(np.int64) + rows[:, 2:4]
+    inside = (low >= 0).all(1) & (rows[:, 2:4] >= 1).all(1) & (high <= (height, width)).all(1)
+    if not inside.all():
+        row = int(np.argmin(inside))
+        raise ValueError(
+            f"boxes: expected boxes (top, left, height, width, flip) inside the image of {height} x {width} "
+            f"(height x width), got {rows[row].tolist()} in row {row}"
+        )
+    specs = np.zeros((len(rows) + 1, 10), dtype=np.int32)
+    out_height, out_width = size, size
+    if width <= height:
+        out_height = int(size * height / width)
+    else:
+        out_width = int(size * width / height)
+    top, left = round((out_height - size) / 2), round((out_width - size) / 2)
+    specs[0] = 0, 0, height, width, out_height, out_width, top, left, 0, BICUBIC
+    specs[1:, :4] = rows[:, :4]
+    specs[1:, 4:6] = size
+    specs[1:, 8] = rows[:, 4] != 0
+    specs[1:, 9] = BILINEAR
+    return torch.from_numpy(specs)
+
+
+@lru_cache(maxsize=64)
+def normalisation_table(
+    mean: tuple[float, ...] = CLIP_MEAN,
+    std: tuple[float, ...] = CLIP_STD,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """[3, 256]: what ToTensor and Normalize make of each byte of each channel, in float32, then rounded to ``dtype``.
+
+    Cached and shared: do not write to it.
+
+    Raises:
+        ValueError: not three means and three standard deviations, or a standard deviation of zero.
+    """
+    if len(mean) != 3:
+        raise ValueError(f"mean: expected 3 numbers, got {mean}")
+    if len(std) != 3 or not all(math.isfinite(s) and s != 0 for s in std):
+        raise ValueError(f"std: expected 3 numbers other than 0, got {std}")
+    levels = torch.arange(256, dtype=torch.float32).div(255).expand(3, 256).clone()
+    levels.sub_(torch.tensor(mean, dtype=torch.float32)[:, None]).div_(torch.tensor(std, dtype=torch.float32)[:, None])
+    return levels.to(device, dtype)
+
+
+def make_views(
+    image: Any,
+    n_views: int = 64,
+    size: int = 224,
+    seed: int = 0,
+    boxes: Any = None,
+    *,
+    mean: Sequence[float] = CLIP_MEAN,
+    std: Sequence[float] = CLIP_STD,
+    dtype: torch.dtype = torch.float32,
+    generator: torch.Generator | None = None,
+    device: torch.device | str | None = None,
+    vertical_first: bool | None = None,
+) -> Tensor:
+    """The views of test-time prompt tuning: view 0 the plain preprocessed image, the others random crops and flips.
+
+    The pixels equal torchvision's on PIL images to the bit (``Resize(bicubic)`` and ``CenterCrop`` for view 0,
+    ``RandomResizedCrop`` and ``RandomHorizontalFlip`` for the others, ``ToTensor``, ``Normalize``), and so do the drawn
+    crops, for the same seed.
+
+    Args:
+        image: whatever :func:`tpt_fast.images.load_image` takes.
+        n_views: N, at least 1; not used where ``boxes`` are given.
+        size: S, pixels, in 1..32768.
+        seed: of the crops; not used where ``boxes`` or ``generator`` are given.
+        boxes: integers [N-1, 5] (top, left, height, width, flip) instead of random ones.
+        mean, std: three numbers each, of pixels in [0, 1]; CLIP's by default.
+        dtype: float32, float16 or bfloat16 (rounded from float32).
+        generator: CPU generator to draw the crops from; ``torch.default_generator`` gives the crops that the published
+            code would draw next.
+        device: where the views are made; the image's own device by default, which is the CPU unless it is a tensor.
+        vertical_first: pass order of the resize, see :func:`tpt_fast.ops.views`; None follows the installed Pillow.
+
+    Returns:
+        [N, 3, S, S] in ``dtype``.
+
+    Raises:
+        ValueError: an argument out of range, a box outside the image, or an image that cannot be used.
+        TypeError: an argument of another type.
+        OSError: an image file that cannot be read.
+    """
+    if dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        raise TypeError(f"dtype: expected torch.float32, float16 or bfloat16, got {dtype}")
+    if not 1 <= size <= 1 << 15:
+        raise ValueError(f"size: expected 1 to 32768, got {size}")
+    if boxes is None and n_views < 1:
+        raise ValueError(f"n_views: expected at least 1, got {n_views}")
+    table = normalisation_table(tuple(mean), tuple(std), dtype, "cpu")
+    pixels = load_image(image)
+    if device is not None:
+        pixels = pixels.to(device)
+    height, width, _ = pixels.shape
+    if boxes is None:
+        boxes = draw_boxes(height, width, n_views - 1, seed=seed, generator=generator)
+    specs = view_specs(height, width, torch.as_tensor(boxes), size)
+    if vertical_first is None:
+        vertical_first = vertical_first_when_taller()
+    if pixels.device.type != "cpu":
+        table = normalisation_table(tuple(mean), tuple(std), dtype, pixels.device)
+        specs = specs.to(pixels.device, non_blocking=True)
+    return views(pixels, specs, table, size, vertical_first)
