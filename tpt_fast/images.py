@@ -81,7 +81,9 @@ def _from_tensor(image: Tensor) -> Tensor:
     if image.dim() != 3 or image.shape[-1] != 3:
         raise ValueError(f"image: expected [H, W, 3], [3, H, W] or grey [H, W], got {list(image.shape)}")
     if image.numel() == 0:
-        raise ValueError(f"image: expected at least one pixel, got {image.shape[0]} x {image.shape[1]} (height x width)")
+        raise ValueError(
+            f"image: expected at least one pixel, got {image.shape[0]} x {image.shape[1]} (height x width)"
+        )
     if image.is_floating_point():
         low, high = (x.item() for x in image.aminmax())
         if not (low >= 0.0 and high <= 1.0):  # NaN is in neither

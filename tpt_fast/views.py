@@ -22,13 +22,20 @@ BILINEAR, BICUBIC = 0, 1  #: filters of a spec row
 _TRIES = 10  # of torchvision's RandomResizedCrop before it falls back to a central crop
 
 
-def vertical_first_when_taller() -> bool:
-    """The pass order of the installed Pillow: True from Pillow 13 on (and where there is no Pillow)."""
+PASS_ORDERS = ("pillow-12", "pillow-13")
+
+
+def pass_order() -> str:
+    """The order in which the installed Pillow resizes: "pillow-12" (and before) does the width first.
+
+    "pillow-13" (and after, and where there is no Pillow) does the height first where the box is much the taller. Each
+    pass rounds to bytes, so views made in another order differ in the last bit; see :func:`tpt_fast.ops.views`.
+    """
     try:
         from PIL import __version__
     except ImportError:
-        return True
-    return int(__version__.partition(".")[0]) >= 13
+        return "pillow-13"
+    return "pillow-13" if int(__version__.partition(".")[0]) >= 13 else "pillow-12"
 
 
 def draw_boxes(
@@ -36,7 +43,7 @@ def draw_boxes(
     width: int,
     n: int,
     *,
-    seed: int = 0,
+    seed: int | None = 0,
     generator: torch.Generator | None = None,
     scale: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
@@ -47,10 +54,11 @@ def draw_boxes(
     ``RandomResizedCrop.get_params`` and ``torch.rand(1) < 0.5`` with torch's CPU generator in the same state.
 
     Args:
-        height, width: of the image, at least 1.
+        height: of the image, at least 1.
+        width: likewise.
         n: number of boxes, at least 0.
-        seed: of a fresh generator, used where ``generator`` is None.
-        generator: a CPU generator; ``torch.default_generator`` continues the stream of ``torch.manual_seed``.
+        seed: of a fresh generator; None draws from torch's global one, as the published code does.
+        generator: a CPU generator to use instead.
         scale: range of the crop's share of the area, 0 < low <= high.
         ratio: range of the crop's width / height, 0 < low <= high; drawn log-uniformly.
 
@@ -68,28 +76,30 @@ def draw_boxes(
         if not 0 < low <= high:
             raise ValueError(f"{name}: expected 0 < low <= high, got {(low, high)}")
     if generator is None:
-        generator = torch.Generator().manual_seed(seed)
-    elif generator.device.type != "cpu":
+        generator = torch.default_generator if seed is None else torch.Generator().manual_seed(seed)
+    if generator.device.type != "cpu":
         raise ValueError(f"generator: expected a CPU generator, got one on {generator.device}")
     if n == 0:
         return torch.empty(0, 5, dtype=torch.int32)
 
-    # Every scalar draw takes one 32-bit number of the stream, and what it makes of it does not depend on its neighbours.
-    # So each kind of draw is done for every position of the stream at once, and the sequence of decisions is then a walk
-    # over positions: scale, ratio (up to ten times), top, left, flip.
-    count = n * (2 * _TRIES + 3) + 1
-    area = height * width * torch.empty(count).uniform_(*scale, generator=generator.clone_state()).double().numpy()
-    log_ratio = torch.log(torch.tensor(ratio))
-    aspect = torch.empty(count).uniform_(*log_ratio.tolist(), generator=generator.clone_state()).exp().double().numpy()
-    pairs = torch.empty(count // 2 + 1, dtype=torch.int64).random_(-(2**63), None, generator=generator.clone_state())
-    raw = pairs.numpy().view(np.uint64)
-    raw = np.stack((raw >> 32, raw & 0xFFFFFFFF), axis=1).ravel()
-    widths = np.rint(np.sqrt(area[:-1] * aspect[1:])).astype(np.int64)
-    heights = np.rint(np.sqrt(area[:-1] / aspect[1:])).astype(np.int64)
-    fits = ((0 < widths) & (widths <= width) & (0 < heights) & (heights <= height)).tolist()
-    tops = (raw[2:][: count - 1] % np.maximum(height - heights + 1, 1)[: raw.size - 2].astype(np.uint64)).tolist()
-    lefts = (raw[3:][: count - 1] % np.maximum(width - widths + 1, 1)[: raw.size - 3].astype(np.uint64)).tolist()
-    flips = ((raw >> 23 & 1) == 0).astype(np.int64).tolist()  # torch.rand(1) < 0.5: the top one of its 24 bits
+    # Every scalar draw takes one 32-bit number of the stream and does not depend on its neighbours. So each kind of
+    # draw is made at every position of the stream at once, and the decisions are then a walk over the positions:
+    # scale and ratio (up to ten times), top, left, flip.
+    span = n * (2 * _TRIES + 3)
+    count = (span + 5) // 2 * 2
+    shares = torch.empty(count).uniform_(*scale, generator=generator.clone_state())
+    log_ratio = torch.log(torch.tensor(ratio)).tolist()
+    ratios = torch.empty(count).uniform_(*log_ratio, generator=generator.clone_state()).exp()
+    pairs = torch.empty(count // 2, dtype=torch.int64).random_(-(2**63), None, generator=generator.clone_state())
+    raw = np.stack((pairs.numpy() >> 32 & 0xFFFFFFFF, pairs.numpy() & 0xFFFFFFFF), axis=1).ravel()
+
+    area, aspect = height * width * shares.double().numpy()[:span], ratios.double().numpy()[1 : span + 1]
+    widths = np.rint(np.sqrt(area * aspect)).astype(np.int64)
+    heights = np.rint(np.sqrt(area / aspect)).astype(np.int64)
+    fits = ((widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)).tolist()
+    tops = (raw[2 : span + 2] % np.maximum(height - heights + 1, 1)).tolist()
+    lefts = (raw[3 : span + 3] % np.maximum(width - widths + 1, 1)).tolist()
+    flips = (raw >> 23 & 1 ^ 1).tolist()  # torch.rand(1) < 0.5: of its 24 bits the highest is zero
 
     boxes = np.empty((n, 5), dtype=np.int32)
     at = 0
@@ -123,7 +133,8 @@ def view_specs(height: int, width: int, boxes: Tensor, size: int) -> Tensor:
     bilinear resized crops, mirrored where asked.
 
     Args:
-        height, width: of the image.
+        height: of the image.
+        width: likewise.
         boxes: integers [N-1, 5]: top, left, height, width, flip, inside the image.
         size: S.
 
@@ -188,7 +199,7 @@ def make_views(
     image: Any,
     n_views: int = 64,
     size: int = 224,
-    seed: int = 0,
+    seed: int | None = 0,
     boxes: Any = None,
     *,
     mean: Sequence[float] = CLIP_MEAN,
@@ -196,7 +207,7 @@ def make_views(
     dtype: torch.dtype = torch.float32,
     generator: torch.Generator | None = None,
     device: torch.device | str | None = None,
-    vertical_first: bool | None = None,
+    order: str | None = None,
 ) -> Tensor:
     """The views of test-time prompt tuning: view 0 the plain preprocessed image, the others random crops and flips.
 
@@ -208,14 +219,15 @@ def make_views(
         image: whatever :func:`tpt_fast.images.load_image` takes.
         n_views: N, at least 1; not used where ``boxes`` are given.
         size: S, pixels, in 1..32768.
-        seed: of the crops; not used where ``boxes`` or ``generator`` are given.
+        seed: of the crops; None draws them from torch's global generator, as the published code does. Not used where
+            ``boxes`` or ``generator`` are given.
         boxes: integers [N-1, 5] (top, left, height, width, flip) instead of random ones.
-        mean, std: three numbers each, of pixels in [0, 1]; CLIP's by default.
+        mean: of each channel, pixels being in [0, 1]; CLIP's by default.
+        std: likewise, not 0.
         dtype: float32, float16 or bfloat16 (rounded from float32).
-        generator: CPU generator to draw the crops from; ``torch.default_generator`` gives the crops that the published
-            code would draw next.
+        generator: CPU generator to draw the crops from.
         device: where the views are made; the image's own device by default, which is the CPU unless it is a tensor.
-        vertical_first: pass order of the resize, see :func:`tpt_fast.ops.views`; None follows the installed Pillow.
+        order: "pillow-12" or "pillow-13", see :func:`pass_order`; None follows the installed Pillow.
 
     Returns:
         [N, 3, S, S] in ``dtype``.
@@ -231,17 +243,16 @@ def make_views(
         raise ValueError(f"size: expected 1 to 32768, got {size}")
     if boxes is None and n_views < 1:
         raise ValueError(f"n_views: expected at least 1, got {n_views}")
-    table = normalisation_table(tuple(mean), tuple(std), dtype, "cpu")
+    if order is None:
+        order = pass_order()
+    elif order not in PASS_ORDERS:
+        raise ValueError(f"order: expected one of {', '.join(PASS_ORDERS)}, got {order!r}")
     pixels = load_image(image)
     if device is not None:
         pixels = pixels.to(device)
     height, width, _ = pixels.shape
     if boxes is None:
         boxes = draw_boxes(height, width, n_views - 1, seed=seed, generator=generator)
-    specs = view_specs(height, width, torch.as_tensor(boxes), size)
-    if vertical_first is None:
-        vertical_first = vertical_first_when_taller()
-    if pixels.device.type != "cpu":
-        table = normalisation_table(tuple(mean), tuple(std), dtype, pixels.device)
-        specs = specs.to(pixels.device, non_blocking=True)
-    return views(pixels, specs, table, size, vertical_first)
+    specs = view_specs(height, width, torch.as_tensor(boxes), size).to(pixels.device, non_blocking=True)
+    table = normalisation_table(tuple(mean), tuple(std), dtype, pixels.device)
+    return views(pixels, specs, table, size, order == "pillow-13")

@@ -1,0 +1,76 @@
+// One image -> all its views: crop, Pillow's antialiased resize, window, flip, normalise.
+#pragma once
+
+#include "common.h"
+
+namespace tpt_fast {
+
+// Columns of a spec row: box of the image -> resized to out_height x out_width -> the size x size window at
+// (window_top, window_left) -> mirrored if flip. Boxes lie inside the image, windows inside the resized box.
+enum ViewSpec {
+  kTop,
+  kLeft,
+  kHeight,
+  kWidth,
+  kOutHeight,
+  kOutWidth,
+  kWindowTop,
+  kWindowLeft,
+  kFlip,
+  kFilter,  // ViewFilter of views_weights.h
+  kSpecColumns
+};
+
+struct ViewsGeometry {
+  const uint8_t* image;  // [H, W, 3]
+  const int32_t* specs;  // [N, kSpecColumns]
+  int64_t height;        // H
+  int64_t width;         // W
+  int64_t views;         // N
+  int64_t size;          // S, pixels
+  // Pillow >= 13 resizes the height first where height - out_height > 2 (width - out_width) and height > out_height;
+  // before that the width was always first. Each pass rounds to bytes, so the order shows.
+  bool vertical_first_when_taller;
+
+  // Scratch of the CPU functions, of the sizes that views_scratch returns.
+  uint8_t* columns;  // [W * 3, column_pitch(H)] the image transposed
+  int32_t* weights;  // [N, 2 (vertical, horizontal), S, 2 + max_taps] first source line, count, weights
+  int64_t max_taps;
+};
+
+template <class T>
+struct ViewsParams : ViewsGeometry {
+  const T* table;  // [3, 256] normalised value of each byte; T is any type of that size
+  T* out;          // [N, 3, S, S]
+};
+
+struct ViewsScratch {
+  int64_t columns;   // bytes; 0 if no view needs them, and views_columns need not run
+  int64_t max_taps;  // of any view
+  int64_t weights;   // int32 elements
+  int64_t band;      // bytes of the scratch that each concurrent views_bands needs
+};
+
+ViewsScratch views_scratch(const ViewsGeometry& p);
+
+// Blocks of image rows that views_columns transposes, and bands of output rows that views_bands makes, one an item.
+int64_t column_items(const ViewsGeometry& p);
+int64_t band_items(const ViewsGeometry& p);
+
+// Items: column_items. Writes columns.
+void views_columns(const ViewsGeometry& p, int64_t begin, int64_t end);
+
+// Items: the N views. Writes weights.
+void views_weights(const ViewsGeometry& p, int64_t begin, int64_t end);
+
+// Items: band_items, after the two above are done. Writes out.
+template <class T>
+void views_bands(const ViewsParams<T>& p, uint8_t* scratch, int64_t begin, int64_t end);
+
+#ifdef TPT_FAST_CUDA
+// Needs no scratch: `columns` and `weights` may be null.
+template <class T>
+cudaError_t launch_views(const ViewsParams<T>& p, cudaStream_t stream);
+#endif
+
+}  // namespace tpt_fast

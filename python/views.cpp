@@ -1,0 +1,106 @@
+#include "../csrc/views.h"
+
+#include <torch/csrc/stable/library.h>
+
+#include <algorithm>
+#include <atomic>
+
+#include "checks.h"
+
+namespace tpt_fast {
+namespace {
+
+// Only the CPU can look at the specs without waiting for a device.
+void check_specs(const ViewsGeometry& p) {
+  for (int64_t view = 0; view < p.views; ++view) {
+    const int32_t* s = p.specs + view * kSpecColumns;
+    const auto inside = [](int64_t first, int64_t count, int64_t length) {
+      return first >= 0 && count >= 1 && first + count <= length;
+    };
+    STD_TORCH_CHECK(inside(s[kTop], s[kHeight], p.height) && inside(s[kLeft], s[kWidth], p.width),
+                    "specs: expected boxes inside the image of ", p.height, " x ", p.width, " (height x width), got ",
+                    s[kHeight], " x ", s[kWidth], " at (", s[kTop], ", ", s[kLeft], ") in row ", view);
+    STD_TORCH_CHECK(inside(s[kWindowTop], p.size, s[kOutHeight]) && inside(s[kWindowLeft], p.size, s[kOutWidth]),
+                    "specs: expected windows of ", p.size, " x ", p.size, " inside the resized box of ", s[kOutHeight],
+                    " x ", s[kOutWidth], ", got one at (", s[kWindowTop], ", ", s[kWindowLeft], ") in row ", view);
+    STD_TORCH_CHECK(s[kFilter] == 0 || s[kFilter] == 1, "specs: expected filter 0 or 1, got ", s[kFilter], " in row ",
+                    view);
+  }
+}
+
+// Checks, allocates the output and fills the parameters; `run` computes.
+template <class T, class Run>
+Tensor views(const Tensor& image_in, const Tensor& specs_in, const Tensor& table_in, int64_t size, bool vertical_first,
+             Run run) {
+  const Tensor image = torch::stable::contiguous(image_in), specs = torch::stable::contiguous(specs_in),
+               table = torch::stable::contiguous(table_in);
+  const int64_t count = specs.size(0);
+  Tensor out = empty(table, {count, 3, size, size}, table.scalar_type());
+  ViewsParams<T> p{};
+  p.image = image.const_data_ptr<uint8_t>();
+  p.specs = specs.const_data_ptr<int32_t>();
+  p.table = static_cast<const T*>(table.const_data_ptr());
+  p.out = static_cast<T*>(out.mutable_data_ptr());
+  p.height = image.size(0);
+  p.width = image.size(1);
+  p.views = count;
+  p.size = size;
+  p.vertical_first_when_taller = vertical_first;
+  run(p);
+  return out;
+}
+
+template <class T>
+void run_on_cpu(ViewsParams<T>& p, const Tensor& like) {
+  using torch::stable::parallel_for;
+  check_specs(p);
+  const ViewsScratch needed = views_scratch(p);
+  const int64_t bands = band_items(p);
+  const int64_t workers = std::min<int64_t>(torch::stable::get_num_threads(), bands);
+  Tensor columns = empty(like, {needed.columns}, ScalarType::Byte),
+         weights = empty(like, {needed.weights}, ScalarType::Int),
+         scratch = empty(like, {workers * needed.band}, ScalarType::Byte);
+  p.columns = columns.mutable_data_ptr<uint8_t>();
+  p.weights = weights.mutable_data_ptr<int32_t>();
+  p.max_taps = needed.max_taps;
+
+  if (needed.columns)
+    parallel_for(0, column_items(p), 1, [&](int64_t begin, int64_t end) { views_columns(p, begin, end); });
+  parallel_for(0, p.views, 8, [&](int64_t begin, int64_t end) { views_weights(p, begin, end); });
+  // Crops differ in size by a factor of ten, so each worker takes the next band when it is free.
+  std::atomic<int64_t> next{0};
+  parallel_for(0, workers, 1, [&](int64_t worker, int64_t) {
+    uint8_t* own = scratch.mutable_data_ptr<uint8_t>() + worker * needed.band;
+    for (int64_t band; (band = next++) < bands;) views_bands(p, own, band, band + 1);
+  });
+}
+
+void check(const Tensor& image, const Tensor& specs, const Tensor& table, int64_t size) {
+  check_shape(image, "image", {-1, -1, 3});
+  check_dtype(image, "image", {ScalarType::Byte});
+  check_shape(specs, "specs", {-1, kSpecColumns});
+  check_dtype(specs, "specs", {ScalarType::Int});
+  check_shape(table, "table", {3, 256});
+  check_dtype(table, "table", {ScalarType::Float, ScalarType::Half, ScalarType::BFloat16, ScalarType::Byte});
+  check_range(size, "size", 1, 1 << 15);
+  STD_TORCH_CHECK(image.is_cuda() == specs.is_cuda() && image.is_cuda() == table.is_cuda(),
+                  "specs: expected image, specs and table on one device");
+}
+
+Tensor views_cpu(const Tensor& image, const Tensor& specs, const Tensor& table, int64_t size, bool vertical_first) {
+  check(image, specs, table, size);
+  const auto run = [&](auto& p) { run_on_cpu(p, image); };
+  switch (table.element_size()) {
+    case 4:
+      return views<uint32_t>(image, specs, table, size, vertical_first, run);
+    case 2:
+      return views<uint16_t>(image, specs, table, size, vertical_first, run);
+    default:
+      return views<uint8_t>(image, specs, table, size, vertical_first, run);
+  }
+}
+
+}  // namespace
+}  // namespace tpt_fast
+
+STABLE_TORCH_LIBRARY_IMPL(tpt_fast, CPU, m) { m.impl("views", TORCH_BOX(&tpt_fast::views_cpu)); }

@@ -1,0 +1,71 @@
+"""One image -> all its views: crop, antialiased resize, window, flip, normalise."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import _jit
+from ..reference.views import views as reference
+from ._library import define
+
+SPEC_COLUMNS = 10
+
+define(
+    "views(Tensor image, Tensor specs, Tensor table, int size, bool vertical_first_when_taller=True) -> Tensor",
+    reference,
+)
+
+
+@torch.library.register_fake("tpt_fast::views")
+def _fake(image: Tensor, specs: Tensor, table: Tensor, size: int, vertical_first_when_taller: bool = True):
+    return table.new_empty(specs.shape[0], 3, size, size)
+
+
+def _check(name: str, tensor: Tensor, shape: tuple[str | int, ...], dtypes: tuple[torch.dtype, ...]) -> None:
+    sizes = zip(tensor.shape, shape, strict=False)
+    if tensor.dim() != len(shape) or any(isinstance(want, int) and got != want for got, want in sizes):
+        expected = ", ".join(map(str, shape))
+        raise ValueError(f"{name}: expected shape [{expected}], got {list(tensor.shape)}")
+    if tensor.dtype not in dtypes:
+        raise TypeError(f"{name}: expected {' or '.join(map(str, dtypes))}, got {tensor.dtype}")
+
+
+def views(image: Tensor, specs: Tensor, table: Tensor, size: int, vertical_first_when_taller: bool = True) -> Tensor:
+    """All views of one image, equal to the bit to torchvision's transforms of the PIL image.
+
+    Args:
+        image: uint8 [H, W, 3].
+        specs: int32 [N, 10], a view a row: top, left, height, width, out_height, out_width, window_top, window_left,
+            flip, filter. The box at (top, left) of ``height`` x ``width`` pixels is cropped, resized to
+            ``out_height`` x ``out_width`` (filter 0: bilinear, 1: bicubic; antialiased; nothing outside the box bleeds
+            in), cut to the ``size`` x ``size`` window at (window_top, window_left) and mirrored if ``flip`` is not 0.
+            Boxes must lie inside the image and windows inside the resized box: checked for specs on the CPU; on CUDA,
+            where looking would mean waiting for the device, a spec that is not so is undefined.
+        table: [3, 256], float32, float16, bfloat16 or uint8: the output value of each byte of each channel, i.e. the
+            normalisation (see :func:`tpt_fast.views.normalisation_table`).
+        size: S, in 1..32768.
+        vertical_first_when_taller: the pass order of Pillow >= 13, which resizes the height first exactly where
+            ``height > out_height`` and ``height - out_height > 2 * (width - out_width)``. False: always the width
+            first, as before Pillow 13. Both passes round to bytes, so the order shows in the last bit.
+
+    Returns:
+        [N, 3, S, S] in the type of ``table``.
+
+    Raises:
+        ValueError: a shape or a size out of range.
+        TypeError: a tensor of another type.
+        ValueError or RuntimeError: a box or window out of range (by the reference or the compiled kernel).
+    """
+    _check("image", image, ("H", "W", 3), (torch.uint8,))
+    _check("specs", specs, ("N", SPEC_COLUMNS), (torch.int32,))
+    _check("table", table, (3, 256), (torch.float32, torch.float16, torch.bfloat16, torch.uint8))
+    if not 1 <= size <= 1 << 15:
+        raise ValueError(f"size: expected 1 to 32768, got {size}")
+    if not image.device == specs.device == table.device:
+        raise ValueError(
+            f"specs: expected image, specs and table on one device, got {image.device}, {specs.device} "
+            f"and {table.device}"
+        )
+    _jit.ensure()
+    return torch.ops.tpt_fast.views(image, specs, table, size, vertical_first_when_taller)
