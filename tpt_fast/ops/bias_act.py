@@ -1,0 +1,85 @@
+"""Bias and activation of a transformer's MLP."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import _jit
+from ..reference import bias_act as reference
+from ._library import define
+
+define("bias_act(Tensor x, Tensor? bias, bool quick) -> Tensor", reference.bias_act)
+define("bias_act_backward(Tensor grad, Tensor x, Tensor? bias, bool quick) -> Tensor", reference.bias_act_backward)
+
+ACTIVATIONS = ("gelu", "quick_gelu")
+_HALF = (torch.float16, torch.bfloat16)
+
+
+@torch.library.register_fake("tpt_fast::bias_act")
+def _fake(x: Tensor, bias: Tensor | None, quick: bool) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+@torch.library.register_fake("tpt_fast::bias_act_backward")
+def _fake_backward(grad: Tensor, x: Tensor, bias: Tensor | None, quick: bool) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    x, bias, ctx.quick = inputs
+    ctx.save_for_backward(x, bias)
+
+
+def _backward(ctx, grad):
+    x, bias = ctx.saved_tensors
+    grad = torch.ops.tpt_fast.bias_act_backward(grad, x, bias, ctx.quick)
+    grad_bias = grad.to(bias.dtype).flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None
+    return grad, grad_bias, None
+
+
+torch.library.register_autograd("tpt_fast::bias_act", _backward, setup_context=_setup_context)
+
+
+def bias_act(x: Tensor, bias: Tensor | None = None, activation: str = "gelu") -> Tensor:
+    """``activation(x + bias)``, differentiable once.
+
+    Args:
+        x: [..., width], float32, float64, float16 or bfloat16; what the first matrix of an MLP gives, without bias.
+        bias: [width] or None, float32 (float64 for float64).
+        activation: "gelu" (x times the normal distribution function of x) or "quick_gelu" (x sigmoid(1.702 x)).
+
+    Returns:
+        [..., width] in the type of ``x``, computed in float32 at least.
+
+    Raises:
+        ValueError: another activation, or a bias of another shape.
+        TypeError: ``x`` or ``bias`` of another type.
+    """
+    quick = _check(x, bias, activation)
+    if x.dtype in _HALF and x.device.type == "cpu":  # the CPU kernels hold float32 and float64 only
+        return reference.bias_act(x, bias, quick)
+    _jit.ensure()
+    return torch.ops.tpt_fast.bias_act(x, bias, quick)
+
+
+def bias_act_backward(grad: Tensor, x: Tensor, bias: Tensor | None = None, activation: str = "gelu") -> Tensor:
+    """Gradient with respect to ``x`` of :func:`bias_act`, from the gradient ``grad`` [..., width] of its result."""
+    quick = _check(x, bias, activation)
+    if x.dtype in _HALF and x.device.type == "cpu":
+        return reference.bias_act_backward(grad, x, bias, quick)
+    _jit.ensure()
+    return torch.ops.tpt_fast.bias_act_backward(grad, x, bias, quick)
+
+
+def _check(x: Tensor, bias: Tensor | None, activation: str) -> bool:
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation: expected one of {', '.join(ACTIVATIONS)}, got {activation!r}")
+    if x.dtype not in (torch.float32, torch.float64, *_HALF):
+        raise TypeError(f"x: expected a floating point tensor, got {x.dtype}")
+    accumulate = torch.float64 if x.dtype == torch.float64 else torch.float32
+    if bias is not None and bias.dtype != accumulate:
+        raise TypeError(f"bias: expected {accumulate} with x in {x.dtype}, got {bias.dtype}")
+    if bias is not None and bias.shape != x.shape[-1:]:
+        raise ValueError(f"bias: expected {list(x.shape[-1:])}, got {list(bias.shape)}")
+    return activation == "quick_gelu"
