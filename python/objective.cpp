@@ -23,15 +23,13 @@ Outputs objective(const Tensor& logits_in, int64_t n_selected, const std::option
   check_range(n_selected, "n_selected", 1, views);
 
   const ScalarType dtype = logits.scalar_type();
-  Tensor selected;
+  Tensor selected = empty(logits, {batch, n_selected}, ScalarType::Long);
   if (selected_in) {
     check_dtype(*selected_in, "selected", {ScalarType::Long});
-    selected = torch::stable::clone(torch::stable::contiguous(*selected_in));
-  } else {
-    selected = empty(logits, {batch, n_selected}, ScalarType::Long);
+    STD_TORCH_CHECK(selected_in->numel() == batch * n_selected, "selected: expected ", batch, " x ", n_selected,
+                    " indices, got ", shape_string(*selected_in));
+    torch::stable::copy_(selected, torch::stable::reshape(*selected_in, {batch, n_selected}));
   }
-  STD_TORCH_CHECK(selected.numel() == batch * n_selected, "selected: expected ", batch, " x ", n_selected,
-                  " indices, got ", shape_string(selected));
   Tensor entropy = empty(logits, {batch, views}, dtype), loss = empty(logits, {batch}, dtype),
          grad = empty(logits, {batch, n_selected, classes}, dtype), shift = empty(logits, {batch, views, 2}, dtype),
          log_mean = empty(logits, {batch, classes}, dtype);

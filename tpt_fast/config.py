@@ -36,7 +36,7 @@ class TuneConfig:
     n_ctx: int | None = None
     """Number of context vectors for a random start (normal, deviation 0.02, from ``seed``) instead of ``ctx_init``."""
     ctx: Tensor | str | os.PathLike | None = None
-    """Context to start from: a float tensor [n_ctx, width] or the path of a CoOp checkpoint. Comes before ``ctx_init``."""
+    """Context to start from, before ``ctx_init``: a float tensor [n_ctx, width] or the path of a CoOp checkpoint."""
     precision: str = "fp32"
     """What the towers hold their weights in: "fp32", "fp16" or "bf16". Logits, loss and context are float32 always."""
     seed: int = 0
@@ -45,7 +45,8 @@ class TuneConfig:
     """Follow the published code where the defaults are better: views are drawn from torch's global generator, and fewer
     than one kept view is an error."""
     engine: str = "auto"
-    """How the text tower runs: "packed" (computes once what the classes share), "module" (the model's own), or "auto"."""
+    """How the text tower runs: "packed" computes what the classes share once, "module" is the model's own code, "auto"
+    takes "packed" where it is exact."""
 
     def __post_init__(self) -> None:
         _integer("n_views", self.n_views, 2)
@@ -72,7 +73,7 @@ class TuneConfig:
         """
         kept = int(n_views * self.rho)
         if kept == 0 and self.strict_official:
-            raise ValueError(f"rho: int({n_views} views * {self.rho}) keeps none; the published code needs at least one")
+            raise ValueError(f"rho: int({n_views} views * {self.rho}) keeps none, and the published code needs one")
         return max(kept, 1)
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from . import _jit
+from .adapters import PRECISIONS
 from .config import TuneConfig
 from .images import load_image
 from .ops import objective
@@ -60,7 +61,7 @@ class Tuner:
         self._model, self._tokenizer, self._objective = model, tokenizer, objective
         self._backend = _jit.ensure()
         self.set_classnames(classnames)
-        self._images = ImageEncoder(model, self._text.dtype)
+        self._images = ImageEncoder(model, PRECISIONS[self.config.precision])
         self._scale = model.logit_scale.detach().float().exp()
 
     def set_classnames(self, classnames: Sequence[str]) -> None:

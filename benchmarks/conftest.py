@@ -1,0 +1,34 @@
+"""``pytest benchmarks``: times, ratios to the peers of the same run and, with ``--rows``, rows in results/.
+
+A benchmark names itself by ``benchmark.extra_info``: op, case, backend. Within a case every other backend is a peer.
+"""
+
+from collections import defaultdict
+
+import rows as result_rows
+
+
+def pytest_addoption(parser):
+    parser.addoption("--rows", action="store_true", help="keep the measured rows in benchmarks/results/")
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """Print each case's ratios, and keep the rows if asked to."""
+    session = getattr(config, "_benchmarksession", None)
+    cases = defaultdict(list)
+    for bench in getattr(session, "benchmarks", []):
+        info = dict(bench.extra_info)
+        if {"op", "case", "backend"} <= info.keys() and not bench.has_error:
+            cases[info["op"], info["case"]].append(result_rows.row(seconds=bench.stats.sorted_data, **info))
+    kept = defaultdict(list)
+    for (op, case), found in cases.items():
+        ours = next((r["median"] for r in found if r["backend"] == "tpt_fast"), None)
+        terminalreporter.section(f"{op} {case}", "-")
+        for r in sorted(found, key=lambda r: r["median"]):
+            if ours:
+                r["ratio"] = round(r["median"] / ours, 2)
+            terminalreporter.write_line(f"{r['backend']:36} {1e3 * r['median']:10.3f} ms  x {r.get('ratio', '-')}")
+        kept[op] += found
+    if config.getoption("--rows"):
+        for op, found in kept.items():
+            terminalreporter.write_line(f"rows: {result_rows.write(op, found)}")

@@ -1,0 +1,258 @@
+"""Tuner and tune on real photographs and open_clip models with seeded random weights."""
+
+import math
+import threading
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from PIL import Image
+
+import tpt_fast
+from tpt_fast import TuneConfig, Tuner, tune
+from tpt_fast.demo import PHOTO_FOLDER
+
+NAMES = ["cat", "dog", "sports car", "goldfish"]
+FEW = {"n_views": 8, "rho": 0.25}
+
+VISION = {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8, "head_width": 32}
+TEXT = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2}
+
+
+def small_model(kind="CLIP", **changes):
+    torch.manual_seed(1)
+    model = getattr(open_clip.model, kind)(32, {**VISION, **changes}, TEXT)
+    for p in model.parameters():
+        if p.dim() > 1:
+            torch.nn.init.normal_(p, std=0.15)
+    return model
+
+
+@pytest.fixture(scope="module")
+def model():
+    return small_model()
+
+
+@pytest.fixture(scope="module")
+def image():
+    return PHOTO_FOLDER / "cat.jpg"
+
+
+@pytest.fixture(scope="module")
+def tuner(model):
+    return Tuner(model, NAMES, TuneConfig(**FEW))
+
+
+def same(a, b):
+    return all(torch.equal(getattr(a, name), getattr(b, name)) for name in ("logits", "ctx", "entropies", "selected"))
+
+
+def test_result_is_complete_and_consistent(tuner, image):
+    result = tuner(image)
+    assert result.status == "tuned"
+    assert result.logits.shape == result.zero_shot_logits.shape == (4,)
+    assert result.ctx.shape == result.ctx_init.shape == (4, 64)
+    assert result.entropies.shape == (8,)
+    assert result.selected.tolist() == result.entropies.argsort(stable=True)[:2].tolist()
+    assert result.label == NAMES[result.index] == result.topk(2)[0].label
+    assert result.index == int(result.logits.argmax())
+    torch.testing.assert_close(result.probs.sum(), torch.tensor(1.0))
+    assert not torch.equal(result.ctx, result.ctx_init)
+    assert result.loss_after < result.loss
+    assert result.timings["total"] >= result.timings["encode"] > 0
+    assert result.engines["ops"] == "native"
+    assert repr(result).startswith(f"TuneResult({result.label!r}: ")
+
+
+def test_one_step_is_what_autograd_and_torch_optim_give(model, image):
+    config = TuneConfig(**FEW, steps=2)
+    result = Tuner(model, NAMES, config)(image, keep_views=True)
+    clip = small_model().eval()
+    ctx = torch.nn.Parameter(result.ctx_init.clone())
+    optimiser = torch.optim.AdamW([ctx], lr=config.lr)
+    images = torch.nn.functional.normalize(clip.encode_image(result.views), dim=-1).detach()
+    scale = clip.logit_scale.exp().detach()
+
+    def logits():
+        ids = open_clip.tokenizer.SimpleTokenizer()([f"a photo of a {name}." for name in NAMES])
+        x = clip.token_embedding(ids)
+        x = torch.cat([x[:, :1], ctx.expand(len(ids), -1, -1), x[:, 5:]], 1) + clip.positional_embedding
+        x = clip.ln_final(clip.transformer(x, attn_mask=clip.attn_mask))
+        x = x[torch.arange(len(ids)), ids.argmax(1)] @ clip.text_projection
+        return scale * images @ torch.nn.functional.normalize(x, dim=-1).T
+
+    for _ in range(2):
+        mean = logits()[result.selected].log_softmax(1).logsumexp(0) - math.log(2)
+        loss = -(mean.exp() * mean).sum()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    torch.testing.assert_close(result.logits, logits()[0].detach(), rtol=1e-4, atol=1e-4)
+    assert (result.ctx.sub(ctx).abs() > 1e-5).float().mean() < 0.02  # sign steps where the gradient is almost zero
+
+
+def test_the_answer_does_not_depend_on_the_call(model, tuner, image):
+    first = tuner(image)
+    assert same(first, tuner(image))
+    assert same(first, Tuner(model, NAMES, TuneConfig(**FEW))(image))
+    assert not torch.equal(first.entropies, Tuner(model, NAMES, TuneConfig(**FEW, seed=1))(image).entropies)
+
+
+def test_an_image_in_any_form(tuner, image):
+    first = tuner(image)
+    pil = Image.open(image).convert("RGB")
+    array = np.array(pil)
+    for form in (str(image), pil, array, torch.from_numpy(array), torch.from_numpy(array).permute(2, 0, 1)):
+        assert same(first, tuner(form))
+
+
+def test_given_views_equal_drawn_ones(tuner, image):
+    first = tuner(image, keep_views=True)
+    assert same(first, tuner.tune_views(first.views))
+    assert tuner(image).views is None
+
+
+def test_strict_official_draws_from_torchs_generator(model, image):
+    tuner = Tuner(model, NAMES, TuneConfig(n_views=11, strict_official=True))
+    torch.manual_seed(7)
+    first, second = tuner(image), tuner(image)
+    torch.manual_seed(7)
+    assert same(first, tuner(image))
+    assert not torch.equal(first.entropies, second.entropies)
+
+
+def test_the_model_is_left_alone(image):
+    model = small_model(patch_dropout=0.5).train()
+    before = {name: (p.clone(), p.requires_grad, p.dtype) for name, p in model.named_parameters()}
+    modes = [m.training for m in model.modules()]
+    tuner = Tuner(model, NAMES, TuneConfig(**FEW, precision="bf16"))
+    assert same(tuner(image), tuner(image))
+    assert [m.training for m in model.modules()] == modes
+    for name, p in model.named_parameters():
+        value, requires_grad, dtype = before[name]
+        assert torch.equal(p, value)
+        assert (p.requires_grad, p.dtype, p.grad) == (requires_grad, dtype, None)
+
+
+@pytest.mark.parametrize("kind", ["CLIP", "CustomTextCLIP"])
+def test_both_kinds_of_model(kind, image):
+    assert tune(small_model(kind), image, NAMES, **FEW).status == "tuned"
+
+
+def test_a_resnet_model(image):
+    model = small_model(layers=(1, 1, 1, 1), width=16, patch_size=None)
+    assert tune(model, image, NAMES, **FEW).status == "tuned"
+
+
+def test_threads_share_a_tuner(tuner, image):
+    first, found = tuner(image), []
+    threads = [threading.Thread(target=lambda: found.extend(tuner(image) for _ in range(3))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 9
+    assert all(same(first, result) for result in found)
+
+
+def test_set_classnames(model, image):
+    tuner = Tuner(model, ["one", "two"], TuneConfig(**FEW))
+    tuner.set_classnames(NAMES)
+    assert tuner.classnames == tuple(NAMES)
+    assert same(tuner(image), Tuner(model, NAMES, TuneConfig(**FEW))(image))
+
+
+def test_tune_keeps_its_tuners_and_notices_changed_weights(image, monkeypatch):
+    model, made = small_model(), []
+    init = Tuner.__init__
+    monkeypatch.setattr(Tuner, "__init__", lambda self, *a, **k: (made.append(1), init(self, *a, **k))[1])
+    first = tune(model, image, NAMES, **FEW)
+    assert same(first, tune(model, image, NAMES, **FEW))
+    assert len(made) == 1
+    with torch.no_grad():
+        model.positional_embedding.mul_(-1)
+    assert not torch.equal(first.logits, tune(model, image, NAMES, **FEW).logits)
+    tune(model, image, NAMES[:2], **FEW)
+    assert len(made) == 3
+
+
+def test_duplicate_names_get_equal_logits_and_the_first_wins(model, image):
+    result = tune(model, image, ["goldfish", "goldfish"], **FEW)
+    assert result.logits[0] == result.logits[1]
+    assert result.index == 0
+    assert [p.index for p in result.topk(2)] == [0, 1]
+
+
+def test_no_steps_is_zero_shot(model, image):
+    result = tune(model, image, NAMES, **FEW, steps=0)
+    assert torch.equal(result.logits, result.zero_shot_logits)
+    assert result.loss == result.loss_after
+
+
+def test_a_gradient_that_is_not_finite_is_skipped(model, image):
+    result = tune(model, image, NAMES, **FEW, objective=lambda logits: (logits * math.inf).sum())
+    assert result.status == "skipped"
+    assert torch.equal(result.logits, result.zero_shot_logits)
+    assert torch.equal(result.ctx, result.ctx_init)
+
+
+def test_another_objective(model, image):
+    def marginal_entropy(logits):
+        entropy = torch.distributions.Categorical(logits=logits).entropy()
+        mean = logits[entropy.argsort(stable=True)[:2]].softmax(-1).mean(0)
+        return -(mean * mean.log()).sum()
+
+    ours, theirs = tune(model, image, NAMES, **FEW), tune(model, image, NAMES, **FEW, objective=marginal_entropy)
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-5)
+    assert math.isclose(ours.loss, theirs.loss, rel_tol=1e-5)
+
+
+def test_plot(tuner, image, tmp_path):
+    figure = tuner(image, keep_views=True).plot(tmp_path / "views.png")
+    assert len(figure.axes) >= 9
+    assert Image.open(tmp_path / "views.png").width > 500
+    assert [p.name for p in tmp_path.iterdir()] == ["views.png"]
+    with pytest.raises(ValueError, match="holds no views"):
+        tuner(image).plot()
+
+
+@pytest.mark.parametrize(
+    ("views", "error", "message"),
+    [
+        (torch.zeros(4, 3, 32, 32, dtype=torch.uint8), TypeError, "views: expected a floating point tensor .* torch.uint8"),
+        ([1.0], TypeError, "views: expected a floating point tensor .* got list"),
+        (torch.zeros(4, 1, 32, 32), ValueError, r"views: expected \[N, 3, 32, 32\], got \[4, 1, 32, 32\]"),
+        (torch.zeros(1, 3, 32, 32), ValueError, "views: expected 2 or more views, got 1"),
+        (torch.full((4, 3, 32, 32), math.nan), ValueError, "views: expected finite values, got NaN or infinity"),
+    ],
+)
+def test_messages_for_views(tuner, views, error, message):
+    with pytest.raises(error, match=message):
+        tuner.tune_views(views)
+
+
+def test_messages(model, image):
+    with pytest.raises(TypeError, match="model: expected an open_clip CLIP or CustomTextCLIP, got str"):
+        tune("ViT-B-16", image, NAMES)
+    with pytest.raises(TypeError, match="model: expected an open_clip model with an image tower, got Linear"):
+        Tuner(torch.nn.Linear(2, 2), NAMES)
+    with pytest.raises(TypeError, match="config: expected a TuneConfig, got dict"):
+        Tuner(model, NAMES, {"rho": 0.1})
+    with pytest.raises(TypeError, match="objective: expected a function of the logits, got float"):
+        Tuner(model, NAMES, objective=1.0)
+    with pytest.raises(ValueError, match="objective: expected it to return a scalar tensor"):
+        tune(model, image, NAMES, **FEW, objective=lambda logits: logits)
+    with pytest.raises(TypeError, match="classnames: expected a sequence of strings, got str"):
+        tune(model, image, "cat")
+    with pytest.raises(ValueError, match="k: expected 1 or more, got 0"):
+        tune(model, image, NAMES, **FEW).topk(0)
+    headless = small_model("CustomTextCLIP")
+    del headless.text
+    with pytest.raises(TypeError, match="model: expected .* with a text tower"):
+        Tuner(headless, NAMES)
+
+
+def test_public_names():
+    assert sorted(tpt_fast.__all__) == tpt_fast.__all__
+    assert all(hasattr(tpt_fast, name) for name in tpt_fast.__all__)
