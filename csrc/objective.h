@@ -19,6 +19,7 @@ struct ObjectiveParams {
   int64_t classes;     // C >= 1
   int64_t n_selected;  // K, 1 <= K <= N
   bool reselect;       // choose `selected` by entropy, or take it as given
+  uint32_t* arrived;   // [B] CUDA only: zero before the launch, and zero again after it
 };
 
 // Items: the B * N rows of the logits. Writes entropy and shift.
@@ -28,5 +29,11 @@ void objective_rows(const ObjectiveParams<T>& p, int64_t begin, int64_t end);
 // Items: the B images, after objective_rows has done all rows. Writes selected, log_mean, loss and grad.
 template <class T>
 void objective_images(const ObjectiveParams<T>& p, int64_t begin, int64_t end);
+
+#ifdef TPT_FAST_CUDA
+// All of it in one launch.
+template <class T>
+cudaError_t launch_objective(const ObjectiveParams<T>& p, cudaStream_t stream);
+#endif
 
 }  // namespace tpt_fast
