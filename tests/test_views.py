@@ -1,0 +1,322 @@
+"""The views op against PIL and torchvision, bit for bit; the draws against torchvision's; the messages."""
+
+import math
+import re
+
+import numpy as np
+import PIL
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torchvision.transforms import InterpolationMode, RandomResizedCrop
+from torchvision.transforms import functional as F
+
+from tpt_fast.ops.views import views
+from tpt_fast.reference.views import views as reference
+from tpt_fast.views import CLIP_MEAN, CLIP_STD, draw_boxes, make_views, normalisation_table, pass_order, view_specs
+
+BYTES = torch.arange(256, dtype=torch.uint8).expand(3, 256).contiguous()
+FILTERS = (InterpolationMode.BILINEAR, InterpolationMode.BICUBIC)
+INSTALLED_IS_13 = pass_order() == "pillow-13"
+
+
+def noise(height, width, seed=0, contrast=1.0):
+    """Random pixels; a large contrast leaves only 0 and 255, which makes bicubic weights over- and undershoot."""
+    pixels = np.random.default_rng(seed).random((height, width, 3))
+    return torch.from_numpy(((pixels - 0.5) * contrast + 0.5).clip(0, 1).__mul__(255).round().astype(np.uint8))
+
+
+def as_published(image, boxes, size):
+    """[N, 3, S, S] uint8: the published pipeline on PIL images."""
+    picture = Image.fromarray(image.numpy())
+    out = [F.center_crop(F.resize(picture, size, InterpolationMode.BICUBIC), size)]
+    for top, left, height, width, flip in boxes.tolist():
+        view = F.resized_crop(picture, top, left, height, width, [size, size], InterpolationMode.BILINEAR)
+        out.append(F.hflip(view) if flip else view)
+    return torch.stack([F.pil_to_tensor(view) for view in out])
+
+
+def random_boxes(height, width, n, seed=0):
+    rng = np.random.default_rng(seed)
+    sides = np.stack([rng.integers(1, height + 1, n), rng.integers(1, width + 1, n)], 1)
+    corners = np.stack([rng.integers(0, height - sides[:, 0] + 1), rng.integers(0, width - sides[:, 1] + 1)], 1)
+    return torch.from_numpy(np.concatenate([corners, sides, rng.integers(0, 2, (n, 1))], 1).astype(np.int32))
+
+
+def assert_equals_pil(image, boxes, size):
+    height, width, _ = image.shape
+    specs = view_specs(height, width, boxes, size)
+    expected = as_published(image, boxes, size)
+    assert torch.equal(views(image, specs, BYTES, size, INSTALLED_IS_13), expected)
+    return specs, expected
+
+
+SIZES = [
+    (375, 500, 224), (500, 375, 224), (333, 500, 97), (224, 224, 224), (1, 1, 8), (1, 40, 16), (40, 1, 16), (2, 3, 5),
+    (700, 90, 64), (90, 700, 64), (31, 33, 224), (17, 16, 15), (64, 64, 1), (800, 300, 65),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("height", "width", "size"), SIZES)
+@pytest.mark.parametrize("contrast", [1.0, 100.0])
+def test_equals_pil_and_reference(height, width, size, contrast):
+    image = noise(height, width, contrast=contrast)
+    specs, expected = assert_equals_pil(image, random_boxes(height, width, 6), size)
+    assert torch.equal(reference(image, specs, BYTES, size, INSTALLED_IS_13), expected)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 400), st.integers(1, 400), st.integers(1, 130), st.integers(0, 2**32 - 1))
+def test_equals_pil_on_any_size(height, width, size, seed):
+    if max(height, width) / min(height, width) * size > 10_000:
+        return  # Pillow itself would need gigabytes for the resized image that is then cut
+    assert_equals_pil(noise(height, width, seed), random_boxes(height, width, 3, seed), size)
+
+
+@pytest.mark.parametrize("vertical_first", [False, True])
+def test_both_pass_orders_equal_the_reference(vertical_first):
+    image = noise(300, 200)
+    specs = view_specs(300, 200, torch.cat([draw_boxes(300, 200, 12), random_boxes(300, 200, 12)]), 50)
+    got = views(image, specs, BYTES, 50, vertical_first)
+    assert torch.equal(got, reference(image, specs, BYTES, 50, vertical_first))
+    assert not torch.equal(got, views(image, specs, BYTES, 50, not vertical_first))
+
+
+def test_bicubic_boxes_with_windows_equal_the_reference():
+    image = noise(120, 150, contrast=100.0)
+    specs = torch.tensor([[5, 7, 100, 90, 70, 66, 9, 3, 1, 1], [0, 0, 120, 150, 300, 333, 250, 280, 0, 0]])
+    specs = specs.int()
+    for order in (False, True):
+        assert torch.equal(views(image, specs, BYTES, 48, order), reference(image, specs, BYTES, 48, order))
+
+
+def test_twelve_megapixels():
+    image = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3000, 4000, 3), dtype=np.uint8))
+    assert_equals_pil(image, random_boxes(3000, 4000, 2), 224)
+
+
+def test_golden_views(golden_dir):
+    boxes = np.load(golden_dir / "boxes.npy")
+    pixels = torch.from_numpy(np.load(golden_dir / "views_u8.npy"))
+    table = normalisation_table()
+    expected = torch.stack([table[c][pixels[:, c].long()] for c in range(3)], 1)
+    got = make_views(golden_dir / "photo.jpg", size=96, boxes=boxes, order="pillow-13")
+    assert torch.equal(got, expected)
+    assert not torch.equal(make_views(golden_dir / "photo.jpg", size=96, boxes=boxes, order="pillow-12"), expected)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "1"])
+def test_other_pil_modes_are_converted_first(mode):
+    picture = Image.fromarray(noise(60, 80).numpy()).convert(mode)
+    boxes = random_boxes(60, 80, 3)
+    expected = as_published(torch.from_numpy(np.array(picture.convert("RGB"))), boxes, 32)
+    got = make_views(picture, size=32, boxes=boxes)
+    assert torch.equal(got, normalise(expected))
+
+
+def normalise(pixels, mean=CLIP_MEAN, std=CLIP_STD):
+    """torchvision's ToTensor and Normalize."""
+    to_tensor = [F.to_tensor(Image.fromarray(view.permute(1, 2, 0).numpy())) for view in pixels]
+    return torch.stack([F.normalize(view, mean, std) for view in to_tensor])
+
+
+@pytest.mark.parametrize(("mean", "std"), [(CLIP_MEAN, CLIP_STD), ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))])
+def test_normalised_bits_are_torchvisions(mean, std):
+    levels = torch.arange(256, dtype=torch.uint8).expand(1, 3, 1, 256)
+    assert torch.equal(normalisation_table(mean, std)[None, :, None], normalise(levels, mean, std))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_types_are_rounded_float32(dtype):
+    image = noise(50, 70)
+    assert torch.equal(make_views(image, 9, 33, dtype=dtype), make_views(image, 9, 33).to(dtype))
+
+
+def test_strided_images_and_repeated_calls():
+    image = noise(90, 80)
+    transposed = image.transpose(0, 1).contiguous().transpose(0, 1)
+    assert not transposed.is_contiguous()
+    first = make_views(image, 5, 48)
+    for again in (make_views(transposed, 5, 48), make_views(image.permute(2, 0, 1), 5, 48), make_views(image, 5, 48)):
+        assert torch.equal(first, again)
+
+
+def test_threads_do_not_change_the_result():
+    image, threads = noise(300, 400), torch.get_num_threads()
+    expected = make_views(image, 9, 224)
+    try:
+        for n in (1, 3):
+            torch.set_num_threads(n)
+            assert torch.equal(make_views(image, 9, 224), expected)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_no_views():
+    assert views(noise(4, 4), torch.empty(0, 10, dtype=torch.int32), BYTES, 8).shape == (0, 3, 8, 8)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8])
+def test_opcheck(dtype):
+    specs = view_specs(40, 30, draw_boxes(40, 30, 2), 16)
+    torch.library.opcheck(torch.ops.tpt_fast.views, (noise(40, 30), specs, BYTES.to(dtype), 16, True))
+
+
+# Drawing
+
+
+def torchvision_boxes(height, width, n, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3)):
+    picture = Image.new("RGB", (width, height))
+    rows = []
+    for _ in range(n):
+        box = RandomResizedCrop.get_params(picture, scale, ratio)
+        rows.append([*box, int((torch.rand(1) < 0.5).item())])
+    return torch.tensor(rows, dtype=torch.int32)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "n"),
+    [
+        (375, 500, 63),
+        (500, 375, 63),
+        (1, 1, 5),
+        (2, 3, 20),
+        (90, 700, 63),
+        (700, 90, 63),
+        (3000, 4000, 300),
+        (1, 900, 9),
+    ],
+)
+def test_boxes_and_generator_are_torchvisions(height, width, n):
+    for seed in range(5):
+        torch.manual_seed(seed)
+        expected = torchvision_boxes(height, width, n)
+        state = torch.get_rng_state()
+        torch.manual_seed(seed)
+        assert torch.equal(draw_boxes(height, width, n, seed=None), expected)
+        assert torch.equal(torch.get_rng_state(), state)
+        assert torch.equal(draw_boxes(height, width, n, seed=seed), expected)
+
+
+def test_boxes_continue_a_stream_at_an_odd_position():
+    generator = torch.Generator().manual_seed(3)
+    torch.manual_seed(3)
+    for _ in range(3):
+        torch.rand(1, generator=generator), torch.rand(1)
+        assert torch.equal(draw_boxes(80, 90, 2, generator=generator), torchvision_boxes(80, 90, 2))
+
+
+@pytest.mark.parametrize(
+    ("scale", "ratio"), [((0.5, 1.0), (0.2, 5.0)), ((0.9, 1.0), (1.5, 4.0)), ((1e-4, 1e-3), (1, 1))]
+)
+def test_boxes_of_other_ranges(scale, ratio):
+    torch.manual_seed(0)
+    expected = torchvision_boxes(120, 100, 200, scale, ratio)
+    assert torch.equal(draw_boxes(120, 100, 200, scale=scale, ratio=ratio), expected)
+
+
+def test_seeds_differ_and_repeat():
+    image = noise(60, 60)
+    assert torch.equal(make_views(image, 8, 32, seed=1), make_views(image, 8, 32, seed=1))
+    assert not torch.equal(make_views(image, 8, 32, seed=1), make_views(image, 8, 32, seed=2))
+    assert torch.equal(make_views(image, 8, 32, seed=1)[0], make_views(image, 8, 32, seed=2)[0])
+
+
+def test_make_views_equals_the_published_pipeline():
+    image = noise(375, 500, contrast=3.0)
+    torch.manual_seed(7)
+    expected = normalise(as_published(image, torchvision_boxes(375, 500, 7), 96))
+    assert torch.equal(make_views(image, 8, 96, seed=7), expected)
+
+
+def test_pass_order_follows_the_installed_pillow(monkeypatch):
+    monkeypatch.setattr(PIL, "__version__", "12.2.0")
+    assert pass_order() == "pillow-12"
+    monkeypatch.setattr(PIL, "__version__", "13.0.0")
+    assert pass_order() == "pillow-13"
+
+
+# Messages
+
+SPEC = [0, 0, 8, 8, 4, 4, 0, 0, 0, 0]
+
+
+def changed(column, value):
+    return torch.tensor([SPEC, [*SPEC[:column], value, *SPEC[column + 1 :]]], dtype=torch.int32)
+
+
+@pytest.mark.parametrize("op", [views, reference], ids=["op", "reference"])
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        (0, 1, "specs: expected boxes inside the image of 8 x 9 (height x width), got 8 x 8 at (1, 0) in row 1"),
+        (1, -1, "got 8 x 8 at (0, -1) in row 1"),
+        (2, 0, "got 0 x 8 at (0, 0) in row 1"),
+        (3, 2**31 - 1, "got 8 x 2147483647 at (0, 0) in row 1"),
+        (5, 3, "specs: expected windows of 4 x 4 inside the resized box of 4 x 3, got one at (0, 0) in row 1"),
+        (6, 1, "got one at (1, 0) in row 1"),
+        (9, 2, "specs: expected filter 0 or 1, got 2 in row 1"),
+    ],
+)
+def test_specs_out_of_range(op, column, value, message):
+    with pytest.raises((ValueError, RuntimeError), match=re.escape(message)):
+        op(noise(8, 9), changed(column, value), BYTES, 4, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"image": torch.zeros(8, 8, dtype=torch.uint8)}, ValueError, "image: expected shape [H, W, 3], got [8, 8]"),
+        ({"image": torch.zeros(8, 8, 3)}, TypeError, "image: expected torch.uint8, got torch.float32"),
+        ({"specs": torch.tensor([SPEC])}, TypeError, "specs: expected torch.int32, got torch.int64"),
+        ({"specs": torch.zeros(2, 9).int()}, ValueError, "specs: expected shape [N, 10], got [2, 9]"),
+        ({"table": BYTES[:2]}, ValueError, "table: expected shape [3, 256], got [2, 256]"),
+        ({"table": BYTES.double()}, TypeError, "table: expected torch.float32 or"),
+        ({"size": 0}, ValueError, "size: expected 1 to 32768, got 0"),
+    ],
+)
+def test_arguments_of_another_kind(arguments, error, message):
+    good = {"image": noise(8, 8), "specs": torch.tensor([SPEC]).int(), "table": BYTES, "size": 4}
+    with pytest.raises(error, match=re.escape(message)):
+        views(**good | arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"n_views": 0}, ValueError, "n_views: expected at least 1, got 0"),
+        ({"size": 0}, ValueError, "size: expected 1 to 32768, got 0"),
+        ({"dtype": torch.float64}, TypeError, "dtype: expected torch.float32, float16 or bfloat16, got torch.float64"),
+        ({"order": "pillow-9"}, ValueError, "order: expected one of pillow-12, pillow-13, got 'pillow-9'"),
+        ({"mean": (0.5,)}, ValueError, "mean: expected 3 numbers, got (0.5,)"),
+        ({"std": (1.0, 0.0, 1.0)}, ValueError, "std: expected 3 numbers other than 0, got (1.0, 0.0, 1.0)"),
+        ({"boxes": np.zeros((2, 4), np.int32)}, ValueError, "boxes: expected [N-1, 5]"),
+        ({"boxes": np.zeros((1, 5))}, ValueError, "boxes: expected integers, got float64"),
+        (
+            {"boxes": [[0, 0, 4, 4, 0], [0, 5, 4, 4, 0]]},
+            ValueError,
+            "boxes: expected boxes (top, left, height, width, flip) inside the image of 8 x 8 (height x width), "
+            "got [0, 5, 4, 4, 0] in row 1",
+        ),
+    ],
+)
+def test_make_views_messages(arguments, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        make_views(noise(8, 8), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"height": 0}, "height, width: expected at least 1, got 0 x 8"),
+        ({"n": -1}, "n: expected at least 0, got -1"),
+        ({"scale": (0.0, 1.0)}, "scale: expected 0 < low <= high, got (0.0, 1.0)"),
+        ({"ratio": (2.0, 1.0)}, "ratio: expected 0 < low <= high, got (2.0, 1.0)"),
+        ({"ratio": (math.nan, 1.0)}, "ratio: expected 0 < low <= high"),
+    ],
+)
+def test_draw_boxes_messages(arguments, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        draw_boxes(**{"height": 8, "width": 8, "n": 3} | arguments)
