@@ -14,6 +14,7 @@ from ..adapters import Unsupported, accumulation_dtype, resolve_precision, text_
 from ..prompts import Tokenizer, build_prompts, check_classnames, context_length, default_tokenizer, load_ctx
 from .engine import Engine, Tape
 from .module import ModuleEngine
+from .packed import PackedEngine
 
 ENGINES = ("auto", "packed", "module")
 ACTIVATIONS = ("keep", "recompute")
@@ -104,10 +105,8 @@ class TextEncoder:
         reason = "engine='module' was asked for"
         if engine != "module":
             try:
-                from .packed import PackedEngine
-
                 return PackedEngine(model, self.prompts, self.ctx_init, dtype, keep), None
-            except (Unsupported, ImportError) as error:
+            except Unsupported as error:
                 reason = str(error)
                 if engine == "packed":
                     raise ValueError(f"engine: 'packed' cannot represent this model: {reason}; use 'module'") from error

@@ -1,0 +1,268 @@
+"""The packed text tower: what all classes share is computed once, and nothing that is never read is computed.
+
+In a causal transformer the rows of SOS and of the context before the names do not depend on the name, so they are
+computed once for all classes; nothing behind EOT is read, so it is left out; of the last block only the EOT rows are
+read; and rows of the first block that hold no context are the same for every context. Weights are frozen, so the
+backward pass, written by hand, carries gradients of rows only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from ..adapters import Norm, accumulation_dtype, read_text_tower
+from ..ops.add_layer_norm import add_layer_norm, add_layer_norm_backward
+from ..ops.bias_act import bias_act, bias_act_backward
+from ..ops.prefix_attention import prefix_attention, prefix_attention_backward
+from ..prompts import Prompts
+from .layout import Layout, pack
+from .memory import free_bytes
+
+# Rows a chunk: on the CPU few enough that a block's widest rows stay near the last cache; on a GPU enough to fill it.
+ROWS_AT_ONCE = {"cpu": 1024, "cuda": 32768}
+KEPT_BYTES = 2 << 30  # the most one tape may keep on the CPU; further chunks are computed again in the backward pass
+
+
+@dataclass
+class _Norm:
+    """Input of a LayerNorm with its statistics."""
+
+    rows: Tensor
+    mean: Tensor
+    rstd: Tensor
+
+
+@dataclass
+class _Saved:
+    """What the backward pass of one block reads."""
+
+    norm1: _Norm  # of the touched rows only in the first block
+    q: Tensor  # of the EOT rows only in the last block
+    kv: Tensor
+    norm2: _Norm
+    hidden: Tensor  # before bias and activation
+
+
+@dataclass
+class _ChunkTape:
+    blocks: list[_Saved] = field(default_factory=list)
+    final: _Norm | None = None
+    features: Tensor | None = None
+    length: Tensor | None = None  # of the features before they were normalised
+
+
+@dataclass(frozen=True)
+class _Tape:
+    ctx: Tensor
+    chunks: list[_ChunkTape | None]  # None: computed again
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    layout: Layout
+    rows: Tensor  # [R, W] what enters the first block, without the context vectors
+    qkv: Tensor  # [R, 3W] the first block's, right in the rows that hold no context
+
+
+class PackedEngine:
+    """One class list on a tower that :func:`~tpt_fast.adapters.read_text_tower` understands."""
+
+    name = "packed"
+
+    def __init__(self, model: nn.Module, prompts: Prompts, ctx_init: Tensor, dtype: torch.dtype, keep: bool) -> None:
+        self._tower = tower = read_text_tower(model, dtype)
+        self._specific = ctx_init.ndim == 3
+        device, width, depth = ctx_init.device, ctx_init.shape[-1], len(tower.blocks)
+        expansion = tower.blocks[0].fc.weight.shape[0] // width
+        self._row_bytes = (5 + expansion) * width * depth * dtype.itemsize
+
+        working = (8 + 2 * expansion) * width * dtype.itemsize + self._row_bytes
+        fits = free_bytes(device) // 4 // working
+        rows_at_once = max(1, min(ROWS_AT_ONCE[device.type], fits))
+        self._qkv_bias = [None if b.qkv.bias is None else b.qkv.bias.to(dtype) for b in tower.blocks]
+        self._chunks = [self._prepare(layout) for layout in pack(prompts, self._specific, rows_at_once, device)]
+        self._rows = sum(chunk.layout.rows for chunk in self._chunks)
+        self._keep = keep
+        self._kept_chunks = self._affordable(device) if keep else 0
+
+    def describe(self) -> dict:
+        kept = sum(chunk.layout.rows for chunk in self._chunks[: self._kept_chunks])
+        return {
+            "tokens": self._rows,
+            "chunk": max(len(chunk.layout.last) for chunk in self._chunks),
+            "chunks": len(self._chunks),
+            "kept_chunks": self._kept_chunks,
+            "kept_bytes": kept * self._row_bytes,
+        }
+
+    @torch.no_grad()
+    def forward(self, ctx: Tensor, keep: bool) -> tuple[Tensor, _Tape | None]:
+        features, tapes = [], []
+        for i, chunk in enumerate(self._chunks):
+            tape = _ChunkTape() if keep and i < self._kept_chunks else None
+            features.append(self._forward(chunk, self._part(ctx, chunk), tape))
+            tapes.append(tape)
+        return torch.cat(features), _Tape(ctx.clone(), tapes) if keep else None
+
+    @torch.no_grad()
+    def backward(self, tape: _Tape, grad: Tensor) -> Tensor:
+        grads = []
+        for chunk, kept in zip(self._chunks, tape.chunks, strict=True):
+            if kept is None:
+                kept = _ChunkTape()
+                self._forward(chunk, self._part(tape.ctx, chunk), kept)
+            grads.append(self._backward(chunk, kept, grad[chunk.layout.classes]))
+        return torch.cat(grads) if self._specific else torch.stack(grads).sum(0)
+
+    # --- one chunk
+
+    def _prepare(self, layout: Layout) -> _Chunk:
+        tower = self._tower
+        rows = tower.table[layout.ids].to(tower.dtype)
+        rows[layout.touched] = 0
+        rows += tower.position[layout.position].to(tower.dtype)
+        block = tower.blocks[0]
+        normed = _normalise(rows, None, block.norm1, None)[1]
+        return _Chunk(layout, rows, _project(normed, block.qkv.weight, self._qkv_bias[0]))
+
+    def _forward(self, chunk: _Chunk, ctx: Tensor, tape: _ChunkTape | None) -> Tensor:
+        """Normalised features [C, D] of the chunk's classes; fills ``tape``."""
+        layout, tower = chunk.layout, self._tower
+        residual, (lead, own) = chunk.rows.clone(), self._vectors(ctx, layout)
+        residual[layout.shared] += lead
+        residual[layout.own] += own
+
+        # The first block's queries, keys and values are known but for the rows that the context touches.
+        block = tower.blocks[0]
+        qkv = chunk.qkv.clone()
+        norm1, normed = _normalise(residual[layout.touched], None, block.norm1, None)
+        qkv[layout.touched] = _project(normed, block.qkv.weight, self._qkv_bias[0])
+
+        for i, block in enumerate(tower.blocks):
+            width = residual.shape[-1]
+            final = block is tower.blocks[-1]
+            if final:  # only the EOT rows ask, and go on
+                if i == 0:
+                    q, kv = qkv[layout.last, :width], qkv[:, width:]
+                else:
+                    q, kv = self._last_qkv(normed, layout)
+                residual = residual[layout.last]
+            else:
+                if i > 0:
+                    qkv = _project(normed, block.qkv.weight, self._qkv_bias[i])
+                q, kv = qkv[:, :width], qkv[:, width:]
+            attended = prefix_attention(q[None], kv[None], layout.offsets, layout.prefix, block.heads)[0]
+            norm2, normed = _normalise(residual, _project(attended, block.out.weight), block.norm2, block.out.bias)
+            hidden = _project(normed, block.fc.weight)
+            branch = _project(bias_act(hidden, block.fc.bias, block.activation), block.proj.weight)
+            if tape is not None:
+                tape.blocks.append(_Saved(norm1, q, kv, norm2, hidden))
+            following = tower.norm if final else tower.blocks[i + 1].norm1
+            norm1, normed = _normalise(norm2.rows, branch, following, block.proj.bias)
+            residual = norm1.rows
+
+        accumulate = accumulation_dtype(tower.dtype)
+        if tower.projection is not None:
+            normed = _project(normed, tower.projection.weight).to(accumulate)
+            normed = normed if tower.projection.bias is None else normed + tower.projection.bias
+        raw = normed.to(accumulate)
+        length = raw.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+        features = raw / length
+        if tape is not None:
+            tape.final, tape.features, tape.length = norm1, features, length
+        return features
+
+    def _backward(self, chunk: _Chunk, tape: _ChunkTape, grad: Tensor) -> Tensor:
+        """Gradient of the context, [n_ctx, W] or class-specific [C, n_ctx, W], from that of the features [C, D]."""
+        layout, tower = chunk.layout, self._tower
+        grad = grad.to(tape.features.dtype)
+        grad = (grad - tape.features * (tape.features * grad).sum(-1, keepdim=True)) / tape.length
+        grad, scale = _half_range(grad, tower.dtype)
+        if tower.projection is not None:
+            grad = grad @ tower.projection.weight
+        grad = _normalise_backward(grad, None, tape.final, tower.norm)
+
+        for i in reversed(range(len(tower.blocks))):
+            block, saved = tower.blocks[i], tape.blocks[i]
+            inner = bias_act_backward(grad @ block.proj.weight, saved.hidden, block.fc.bias, block.activation)
+            grad = _normalise_backward(inner @ block.fc.weight, grad, saved.norm2, block.norm2)
+            attended = grad @ block.out.weight
+            width = grad.shape[-1]
+            wide = attended.new_empty(layout.rows, 3 * width)
+            final = i == len(tower.blocks) - 1
+            grad_q, grad_kv = wide[:, :width], wide[:, width:]
+            if final:
+                wide[:, :width] = 0
+                grad_q = torch.empty_like(attended)
+            prefix_attention_backward(
+                attended[None], saved.q[None], saved.kv[None], layout.offsets, layout.prefix, block.heads,
+                grad_q[None], grad_kv[None],
+            )  # fmt: skip
+            if final:
+                wide[layout.last, :width] = grad_q
+                grad = torch.zeros_like(wide[:, :width]).index_copy_(0, layout.last, grad)
+            if i == 0:  # the other rows hold constants
+                wide, grad = wide[layout.touched], grad[layout.touched]
+            grad = _normalise_backward(wide @ block.qkv.weight, grad, saved.norm1, block.norm1)
+
+        grad = grad.to(accumulation_dtype(tower.dtype)) / scale
+        lead = layout.shared.stop - layout.shared.start
+        own = grad[lead:].view(*layout.own.shape, grad.shape[-1])
+        return own if self._specific else torch.cat([grad[:lead], own.sum(0)])
+
+    def _last_qkv(self, normed: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+        """Queries of the EOT rows, keys and values of all, in the last block."""
+        weight, bias, width = self._tower.blocks[-1].qkv.weight, self._qkv_bias[-1], normed.shape[-1]
+        q = _project(normed[layout.last], weight[:width], None if bias is None else bias[:width])
+        return q, _project(normed, weight[width:], None if bias is None else bias[width:])
+
+    def _vectors(self, ctx: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+        """Context vectors that stand in the prefix, and those in the suffixes."""
+        ctx = ctx.to(self._tower.dtype)
+        lead = layout.shared.stop - layout.shared.start
+        return (ctx[:0, 0], ctx) if self._specific else (ctx[:lead], ctx[lead:])
+
+    def _part(self, ctx: Tensor, chunk: _Chunk) -> Tensor:
+        return ctx[chunk.layout.classes] if self._specific else ctx
+
+    def _affordable(self, device: torch.device) -> int:
+        free = free_bytes(device)
+        budget = free // 3 if device.type == "cuda" else min(free // 3, KEPT_BYTES)
+        for count, chunk in enumerate(self._chunks):
+            budget -= chunk.layout.rows * self._row_bytes
+            if budget < 0:
+                return count
+        return len(self._chunks)
+
+
+def _project(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return x @ weight.t() if bias is None else torch.addmm(bias, x, weight.t())
+
+
+def _normalise(rows: Tensor, branch: Tensor | None, norm: Norm, branch_bias: Tensor | None) -> tuple[_Norm, Tensor]:
+    total, normed, mean, rstd = add_layer_norm(
+        rows, branch, norm.weight, norm.bias, norm.eps, delta_bias=branch_bias if branch is not None else None
+    )
+    return _Norm(total, mean, rstd), normed
+
+
+def _normalise_backward(grad: Tensor, through: Tensor | None, saved: _Norm, norm: Norm) -> Tensor:
+    return add_layer_norm_backward(grad, through, saved.rows, saved.mean, saved.rstd, norm.weight)
+
+
+def _half_range(grad: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | float]:
+    """``grad`` in ``dtype``, and the power of two it was multiplied by: the largest value of a half gradient is near 1.
+
+    The backward pass is linear, so nothing but the small numbers' rounding depends on it.
+    """
+    if dtype not in (torch.float16, torch.bfloat16):
+        return grad, 1.0
+    largest = grad.abs().amax()
+    scale = torch.where(largest > 0, torch.exp2(-largest.log2().ceil()), 1.0).nan_to_num(1.0, 1.0, 1.0)
+    return (grad * scale).to(dtype), scale
+
+
+__all__ = ["PackedEngine"]
