@@ -220,7 +220,11 @@ def test_plot(tuner, image, tmp_path):
 @pytest.mark.parametrize(
     ("views", "error", "message"),
     [
-        (torch.zeros(4, 3, 32, 32, dtype=torch.uint8), TypeError, "views: expected a floating point tensor .* torch.uint8"),
+        (
+            torch.zeros(4, 3, 32, 32, dtype=torch.uint8),
+            TypeError,
+            "views: expected a floating point tensor .* torch.uint8",
+        ),
         ([1.0], TypeError, "views: expected a floating point tensor .* got list"),
         (torch.zeros(4, 1, 32, 32), ValueError, r"views: expected \[N, 3, 32, 32\], got \[4, 1, 32, 32\]"),
         (torch.zeros(1, 3, 32, 32), ValueError, "views: expected 2 or more views, got 1"),
@@ -256,3 +260,17 @@ def test_messages(model, image):
 def test_public_names():
     assert sorted(tpt_fast.__all__) == tpt_fast.__all__
     assert all(hasattr(tpt_fast, name) for name in tpt_fast.__all__)
+
+
+def test_class_specific_contexts(model, image):
+    ctx = 0.1 * torch.randn(len(NAMES), 3, 64)
+    result = tune(model, image, NAMES, **FEW, ctx=ctx)
+    assert result.ctx.shape == ctx.shape
+    with pytest.raises(ValueError, match="ctx: expected one context for each of 3 classes, got 4"):
+        tune(model, image, NAMES[:3], **FEW, ctx=ctx)
+
+
+def test_a_coop_checkpoint(model, image, tmp_path):
+    ctx = 0.1 * torch.randn(4, 64)
+    torch.save({"state_dict": {"ctx": ctx, "token_prefix": torch.zeros(1)}}, tmp_path / "coop.pth")
+    assert same(tune(model, image, NAMES, **FEW, ctx=tmp_path / "coop.pth"), tune(model, image, NAMES, **FEW, ctx=ctx))

@@ -6,16 +6,18 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from threading import Lock
 
 import torch
 from torch import Tensor, nn
 
 from . import _jit
-from .adapters import PRECISIONS
+from .adapters import PRECISIONS, text_root, token_embedding
 from .config import TuneConfig
 from .images import load_image
 from .ops import objective
+from .prompts import check_classnames, load_ctx
 from .reference.adamw_step import adamw_step
 from .result import TuneResult
 from .text import TextEncoder
@@ -66,23 +68,33 @@ class Tuner:
 
     def set_classnames(self, classnames: Sequence[str]) -> None:
         """Tune for another list of classes from now on; calls under way finish with the old one."""
-        config = self.config
-        self._text = TextEncoder(
+        config, names = self.config, check_classnames(classnames)
+        width = token_embedding(text_root(self._model)).weight.shape[1]
+        ctx = None if config.ctx is None else load_ctx(config.ctx, width)
+        different = list(dict.fromkeys(names))
+        if ctx is not None and ctx.dim() == 3:  # class-specific contexts tell equal names apart
+            different = list(names)
+        place = {name: i for i, name in enumerate(different)}
+        repeated = len(different) < len(names)
+        text = TextEncoder(
             self._model,
-            classnames,
+            different,
             config.ctx_init,
             n_ctx=config.n_ctx,
-            ctx=config.ctx,
+            ctx=ctx,
             seed=config.seed,
             tokenizer=self._tokenizer,
             engine=config.engine,
             precision=config.precision,
         )
-        self._text.initial()
+        text.initial()
+        inverse = torch.tensor([place[name] for name in names], device=text.device) if repeated else None
+        self._classes = _Classes(names, text, inverse)
 
     @property
     def classnames(self) -> tuple[str, ...]:
-        return self._text.classnames
+        """The C names as they were given."""
+        return self._classes.names
 
     def __call__(self, image, *, boxes: Tensor | None = None, keep_views: bool = False) -> TuneResult:
         """Tune the prompt for ``image`` and classify it.
@@ -129,7 +141,8 @@ class Tuner:
 
     @torch.no_grad()
     def _tune(self, views: Tensor, stages: _Stages, keep_views: bool) -> TuneResult:
-        config, text = self.config, self._text
+        config, classes = self.config, self._classes
+        text = classes.text
         kept = config.n_selected(len(views))
         with stages("encode"):
             images = self._images.encode(views)
@@ -137,17 +150,18 @@ class Tuner:
         exp_avg, exp_avg_sq = torch.zeros_like(ctx), torch.zeros_like(ctx)
         grad = torch.zeros_like(ctx)
         selected, status, first = None, "tuned", None
-        zero_shot = self._scale * images[0] @ features.T
+        images = self._scale * images
+        zero_shot = classes.logits(images, features)[0]
 
         for step in range(1, config.steps + 1):
             with stages("objective"):
-                logits = self._scale * images @ features.T
+                logits = classes.logits(images, features)
                 found = objective(logits, kept, selected)
                 loss, grad_logits, rows = self._differentiate(logits, found)
-                grad_features = self._scale * grad_logits.T @ images[rows]
+                grad_features = classes.grad_features(images[rows], grad_logits)
                 first, selected = first or (found.entropy, loss), found.selected
             with stages("text backward"):
-                grad = text.backward(tape, grad_features.to(features.dtype))
+                grad = text.backward(tape, grad_features)
             with stages("update"):
                 if not bool(grad.isfinite().all() & loss.isfinite()):
                     status = "skipped"
@@ -161,7 +175,7 @@ class Tuner:
         with stages("predict"):
             if status == "skipped":
                 ctx, (features, _) = text.ctx_init, text.initial()
-            logits = self._scale * images @ features.T
+            logits = classes.logits(images, features)
             found = objective(logits, kept, selected)
             loss_after = self._differentiate(logits, found)[0]
             entropy, loss = first or (found.entropy, loss_after)
@@ -169,7 +183,7 @@ class Tuner:
             answer |= {"entropies": entropy, "grad": grad}
             answer = {name: value.float().cpu() for name, value in answer.items()}
         return TuneResult(
-            classnames=text.classnames,
+            classnames=classes.names,
             **answer,
             selected=found.selected.cpu(),
             loss=float(loss),
@@ -200,6 +214,27 @@ class Tuner:
             "device": str(self._scale.device),
             "resampling": pass_order(),
         }
+
+
+@dataclass(frozen=True)
+class _Classes:
+    """One list of classes. Each different name is encoded once, so names that repeat have equal logits to the bit."""
+
+    names: tuple[str, ...]
+    text: TextEncoder
+    inverse: Tensor | None  # [C], which of the different names each is; None if no name repeats
+
+    def logits(self, images: Tensor, features: Tensor) -> Tensor:
+        """[N, C] from scaled image features [N, D] and text features [U, D]."""
+        logits = images @ features.to(images.dtype).T
+        return logits if self.inverse is None else logits[:, self.inverse]
+
+    def grad_features(self, images: Tensor, grad_logits: Tensor) -> Tensor:
+        """[U, D] from the same rows of the scaled image features [K, D] and of the logits' gradient [K, C]."""
+        if self.inverse is not None:
+            different = grad_logits.new_zeros(len(grad_logits), len(self.text.classnames))
+            grad_logits = different.index_add_(1, self.inverse, grad_logits)
+        return grad_logits.T @ images
 
 
 class _Stages:
