@@ -5,31 +5,55 @@
 >>> tpt_fast.tune(model, "photo.jpg", ["cat", "dog", "horse"]).label
 """
 
-from importlib.metadata import PackageNotFoundError, version
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-from ._jit import BackendWarning, BuildError
-from .config import TuneConfig
-from .images import load_image
-from .result import Prediction, TuneResult
-from .text import TextEncoder
-from .tuner import Tuner, tune
-from .views import draw_boxes, make_views
+if TYPE_CHECKING:
+    from ._jit import BackendWarning as BackendWarning
+    from ._toolkit import BuildError as BuildError
+    from .config import TuneConfig as TuneConfig
+    from .images import load_image as load_image
+    from .result import Prediction as Prediction
+    from .result import TuneResult as TuneResult
+    from .text import TextEncoder as TextEncoder
+    from .tuner import Tuner as Tuner
+    from .tuner import tune as tune
+    from .views import draw_boxes as draw_boxes
+    from .views import make_views as make_views
 
-try:
-    __version__ = version("tpt_fast")
-except PackageNotFoundError:  # run from a checkout that is not installed
-    __version__ = "0+unknown"
+# Public name -> module. Imported when asked for: `tpt-fast --help` answers at once, and `tpt-fast doctor` also where
+# torch cannot be imported.
+_MODULES = {
+    "BackendWarning": "_jit",
+    "BuildError": "_toolkit",
+    "Prediction": "result",
+    "TextEncoder": "text",
+    "TuneConfig": "config",
+    "TuneResult": "result",
+    "Tuner": "tuner",
+    "draw_boxes": "views",
+    "load_image": "images",
+    "make_views": "views",
+    "tune": "tuner",
+}
+__all__ = [*_MODULES]
 
-__all__ = [
-    "BackendWarning",
-    "BuildError",
-    "Prediction",
-    "TextEncoder",
-    "TuneConfig",
-    "TuneResult",
-    "Tuner",
-    "draw_boxes",
-    "load_image",
-    "make_views",
-    "tune",
-]
+
+def __getattr__(name: str):
+    if name == "__version__":
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            value = version("tpt_fast")
+        except PackageNotFoundError:  # run from a checkout that is not installed
+            value = "0+unknown"
+    elif name in _MODULES:
+        value = getattr(import_module(f".{_MODULES[name]}", __name__), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "__version__"})

@@ -11,9 +11,11 @@ import json
 import os
 import platform
 import re
+import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -45,16 +47,23 @@ class Plan:
     nvcc: str | None
     nvcc_flags: tuple[str, ...]
     sources: tuple[str, ...]
+    includes: tuple[str, ...]
+    libraries: tuple[str, ...]
     identity: str
 
     def key(self) -> str:
-        """16 hexadecimal digits that change with the package, torch, CUDA, compilers, flags, CPU or any source."""
-        digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode())
+        """16 hexadecimal digits that change with torch, CUDA, compilers, flags, CPU or any source.
+
+        Not with the places of the package and of torch: environments with the same versions share one build.
+        """
+        places = {"sources", "includes", "libraries", "nvcc"}
+        chosen = {name: value for name, value in asdict(self).items() if name not in places}
+        digest = hashlib.sha256(json.dumps(chosen, sort_keys=True).encode())
         root = source_root()
         for folder in ("csrc", "python"):
             for file in sorted((root / folder).iterdir()):
                 if file.suffix in {".h", ".cuh", ".cpp", ".cu"}:
-                    digest.update(file.name.encode() + file.read_bytes())
+                    digest.update(f"{folder}/{file.name} {file.stat().st_size} ".encode() + file.read_bytes())
         return digest.hexdigest()[:16]
 
 
@@ -72,7 +81,9 @@ def wants_cuda() -> bool:
     import torch
 
     choice = os.environ.get("TPT_FAST_CUDA")
-    return choice == "1" if choice in {"0", "1"} else torch.version.cuda is not None and torch.cuda.is_available()
+    if choice not in {None, "", "0", "1"}:
+        raise _toolkit.BuildError(f"TPT_FAST_CUDA: expected 0 or 1, got {choice!r}")
+    return choice == "1" if choice else torch.version.cuda is not None and torch.cuda.is_available()
 
 
 def plan(with_cuda: bool | None = None) -> Plan:
@@ -93,29 +104,39 @@ def plan(with_cuda: bool | None = None) -> Plan:
     march = "-mcpu=native" if platform.machine() in {"arm64", "aarch64"} else "-march=native"
     cxx_flags = [
         *("-std=c++20", "-O3", march, "-fPIC", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math"),
-        *("-fvisibility=hidden", "-DNDEBUG", "-Wall"),
-        *(f"-DTORCH_TARGET_VERSION={TORCH_TARGET}", f"-I{torch_root / 'include'}"),
+        *("-fvisibility=hidden", "-DNDEBUG", "-Wall", f"-DTORCH_TARGET_VERSION={TORCH_TARGET}"),
     ]
-    libraries = torch_root / "lib"
-    link_flags = ["-shared", f"-L{libraries}", "-ltorch_cpu", "-ltorch", "-lc10"]
+    includes, libraries = [str(torch_root / "include")], [str(torch_root / "lib")]
+    link_flags = ["-shared", "-ltorch_cpu", "-ltorch", "-lc10"]
     nvcc, nvcc_flags, cuda_version = None, [], None
     if wants_cuda() if with_cuda is None else with_cuda:
         toolkit = _find_cuda(torch.version.cuda)
         nvcc, cuda_version = toolkit.nvcc, toolkit.version
         sources += sorted((root / "csrc").glob("*.cu"))
-        cxx_flags += ["-DTPT_FAST_CUDA", "-DUSE_CUDA", f"-isystem{toolkit.include}"]
+        cxx_flags += ["-DTPT_FAST_CUDA", "-DUSE_CUDA"]
+        includes.append(toolkit.include)
         nvcc_flags = ["-std=c++17", "-O3", "-DTPT_FAST_CUDA", "-Xcompiler=-fPIC,-fvisibility=hidden", "-lineinfo"]
         nvcc_flags += [f"-ccbin={compiler.path}", *map(_gencode, _toolkit.architectures())]
-        link_flags += ["-ltorch_cuda", f"-L{toolkit.library}", "-lcudart"]
-    identity = f"{torch.__version__} {cuda_version} {sys.platform} {_cpu_identity()}"
+        link_flags += ["-ltorch_cuda", f"-l:{toolkit.runtime}"]
+        libraries.append(toolkit.library)
     return Plan(
-        compiler, tuple(cxx_flags), tuple(link_flags), nvcc, tuple(nvcc_flags), tuple(map(str, sources)), identity
+        compiler=compiler,
+        cxx_flags=tuple(cxx_flags),
+        link_flags=tuple(link_flags),
+        nvcc=nvcc,
+        nvcc_flags=tuple(nvcc_flags),
+        sources=tuple(map(str, sources)),
+        includes=tuple(includes),
+        libraries=tuple(libraries),
+        identity=f"{torch.__version__} {cuda_version} {sys.platform} {_cpu_identity()}",
     )
 
 
 def _find_cuda(torch_cuda: str | None) -> _toolkit.Cuda:
     if torch_cuda is None:
-        raise _toolkit.BuildError("CUDA kernels are wanted, but this torch is a CPU build. Install a CUDA build of torch.")
+        raise _toolkit.BuildError(
+            "CUDA kernels are wanted, but this torch is a CPU build. Install a CUDA build of torch."
+        )
     toolkit = _toolkit.cuda()
     if toolkit is None:
         raise _toolkit.BuildError(
@@ -151,19 +172,25 @@ def _jobs() -> int:
 
 
 def _quote(text: str) -> str:
-    return text.replace("$", "$$").replace(":", "$:").replace(" ", "$ ")
+    """A path as a ninja build line wants it."""
+    return re.sub(r"([$: ])", r"$\1", text)
+
+
+def _words(*words: str) -> str:
+    """Words of a command line, for the shell and for ninja."""
+    return shlex.join(words).replace("$", "$$")
 
 
 def _ninja_file(plan: Plan) -> str:
-    flags = " ".join(plan.cxx_flags)
+    cxx = [plan.compiler.path, *plan.cxx_flags, *(f"-I{folder}" for folder in plan.includes)]
+    link = [*plan.link_flags, *(f"-L{folder}" for folder in plan.libraries)]
     lines = [
         "rule cxx",
-        f"  command = {plan.compiler.path} -MMD -MF $out.d {flags} -c $in -o $out",
-        "  depfile = $out.d",
+        f"  command = {_words(*cxx)} -c $in -o $out",
         "rule nvcc",
-        f"  command = {plan.nvcc} {' '.join(plan.nvcc_flags)} -c $in -o $out",
+        f"  command = {_words(plan.nvcc or 'nvcc', *plan.nvcc_flags)} -c $in -o $out",
         "rule link",
-        f"  command = {plan.compiler.path} $in -o $out {' '.join(plan.link_flags)}",
+        f"  command = {_words(plan.compiler.path)} $in -o $out {_words(*link)}",
     ]
     objects = []
     for source in plan.sources:
@@ -173,10 +200,13 @@ def _ninja_file(plan: Plan) -> str:
     return "\n".join([*lines, f"build {LIBRARY}: link {' '.join(objects)}", ""])
 
 
-def build(plan: Plan, folder: Path) -> Path:
+def build(plan: Plan, folder: Path, progress: Callable[[int, int], None] | None = None) -> Path:
     """Compile ``plan`` in ``folder`` (which must exist) and return the library's path.
 
     Beside the library stands ``build.json``: what it was built from, with what, in how many seconds.
+
+    Args:
+        progress: called with (files done, files in all) before the first and after each.
 
     Raises:
         BuildError: a compiler failed; the message ends with its output.
@@ -184,10 +214,23 @@ def build(plan: Plan, folder: Path) -> Path:
     started = time.perf_counter()
     (folder / "build.ninja").write_text(_ninja_file(plan))
     command = [sys.executable, "-m", "ninja", "-C", str(folder), f"-j{_jobs()}"]
-    result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    if result.returncode:
-        raise _toolkit.BuildError(f"the compilation failed. Its last lines:\n{result.stdout[-4000:]}")
-    for rest in [*folder.glob("*.o"), *folder.glob("*.d"), *folder.glob(".ninja*")]:
+    if progress:
+        progress(0, len(plan.sources) + 1)
+    environment = {**os.environ, "NINJA_STATUS": "[%f/%t] "}
+    lines: list[str] = []
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", env=environment
+    ) as ninja:
+        for line in ninja.stdout:
+            counted = re.match(r"\[(\d+)/(\d+)\] ", line)
+            if counted and progress:
+                progress(int(counted[1]), int(counted[2]))
+            if not counted:  # what ninja says of its own progress is of no use in an error
+                lines.append(line)
+    if ninja.returncode:
+        output = "".join(lines)[-4000:].strip() or "nothing"
+        raise _toolkit.BuildError(f"the compilation failed. {plan.compiler.version} says:\n{output}")
+    for rest in [*folder.glob("*.o"), *folder.glob(".ninja*")]:
         rest.unlink()
     record = {"key": plan.key(), "seconds": round(time.perf_counter() - started, 1), **asdict(plan)}
     (folder / "build.json").write_text(json.dumps(record, indent=1))

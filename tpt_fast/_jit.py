@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
 import threading
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +37,8 @@ class Backend:
     why: str = ""
 
 
+Progress = Callable[[int, int], None]
+
 _lock = threading.Lock()
 _backend: Backend | None = None
 
@@ -48,59 +52,81 @@ def cache_folder() -> Path:
     return user_cache_path("tpt_fast")
 
 
-def ensure() -> Backend:
+def ensure(progress: Progress | None = None, *, rebuild: bool = False) -> Backend:
     """Make the kernels available and say what runs; building takes up to half a minute, the first time only.
+
+    Args:
+        progress: called with (files compiled, files in all) while building; by default a line on stderr says that it
+            has begun.
+        rebuild: build again even if there is a build. It serves the next process; a loaded library stays loaded.
 
     Raises:
         BuildError: the kernels cannot be had and ``TPT_FAST_BACKEND=native``.
         ValueError: ``TPT_FAST_BACKEND`` is none of its three values.
     """
     global _backend
-    if _backend is None:
+    if _backend is None or rebuild:
         with _lock:
-            if _backend is None:
-                _backend = _choose()
+            if _backend is None or rebuild:
+                _backend = _choose(progress or _announce, rebuild)
     return _backend
 
 
-def _choose() -> Backend:
-    wanted = os.environ.get("TPT_FAST_BACKEND", "auto")
+def _announce(done: int, _total: int) -> None:
+    if done == 0:
+        print("tpt_fast: compiling the kernels for this machine, once; up to half a minute ...", file=sys.stderr)
+
+
+def _choose(progress: Progress, rebuild: bool) -> Backend:
+    wanted = os.environ.get("TPT_FAST_BACKEND") or "auto"
     if wanted not in {"auto", "native", "reference"}:
         raise ValueError(f"TPT_FAST_BACKEND: expected auto, native or reference, got {wanted!r}")
     if wanted == "reference":
         return Backend("reference", why="TPT_FAST_BACKEND=reference")
     try:
-        path = _ahead_of_time() or _cached_or_built()
-        torch.ops.load_library(path)
-        return Backend("native", path)
+        return Backend("native", _load(progress, rebuild))
     except (BuildError, OSError) as error:
         if wanted == "native":
             raise BuildError(f"TPT_FAST_BACKEND=native, but the kernels are not available: {error}") from error
         warnings.warn(
-            f"tpt_fast: the compiled kernels are not available, so the PyTorch reference runs in their place: same "
-            f"results, slower. {error}\n`tpt-fast doctor` shows what was found. TPT_FAST_BACKEND=reference silences this.",
+            "tpt_fast: the compiled kernels are not available, so the PyTorch reference runs in their place: same "
+            f"results, slower. {error}\n"
+            "`tpt-fast doctor` shows what was found. TPT_FAST_BACKEND=reference silences this.",
             BackendWarning,
             stacklevel=4,
         )
         return Backend("reference", why=str(error))
 
 
-def _ahead_of_time() -> Path | None:
-    path = Path(__file__).parent / _build.LIBRARY
-    return path if path.exists() else None
-
-
-def _cached_or_built() -> Path:
+def _load(progress: Progress, rebuild: bool) -> Path:
+    packaged = Path(__file__).parent / _build.LIBRARY
+    if packaged.exists():  # built ahead of time
+        torch.ops.load_library(packaged)
+        return packaged
     plan = _build.plan()
-    cache = cache_folder()
-    final = cache / plan.key()
+    final = cache_folder() / plan.key()
     library = final / _build.LIBRARY
-    if library.exists():
-        return library
+    if library.exists() and not rebuild:
+        try:
+            torch.ops.load_library(library)
+            return library
+        except OSError:  # cut short by a full disk or a copy: made again below
+            pass
+    _store(plan, final, progress, {library.stat().st_ino} if library.exists() else set())
+    torch.ops.load_library(library)
+    return library
+
+
+def _store(plan: _build.Plan, final: Path, progress: Progress, unwanted: set[int]) -> None:
+    """Build ``plan`` into the folder ``final`` of the cache, unless another process has done so meanwhile.
+
+    Args:
+        unwanted: inode of a library that is there but must be replaced.
+    """
+    cache, library = final.parent, final / _build.LIBRARY
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        probe = tempfile.TemporaryFile(dir=cache)
-        probe.close()
+        tempfile.TemporaryFile(dir=cache).close()
     except OSError as error:
         raise BuildError(
             f"the cache folder {cache} cannot be written ({error}). Set TPT_FAST_CACHE to a folder that can."
@@ -109,14 +135,14 @@ def _cached_or_built() -> Path:
 
     # The operating system drops the lock with the process that held it, so a killed build blocks nobody.
     with FileLock(cache / f"{final.name}.lock"):
-        if library.exists():
-            return library
+        if library.exists() and library.stat().st_ino not in unwanted:
+            return
         for abandoned in cache.glob(f"{final.name}.tmp-*"):
             shutil.rmtree(abandoned, ignore_errors=True)
         scratch = Path(tempfile.mkdtemp(prefix=f"{final.name}.tmp-", dir=cache))
         try:
-            _build.build(plan, scratch)
+            _build.build(plan, scratch, progress)
+            shutil.rmtree(final, ignore_errors=True)
             scratch.rename(final)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-    return library

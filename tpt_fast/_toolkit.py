@@ -28,7 +28,11 @@ class Tool:
 
 
 def _output(*command: str) -> str:
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    """What the command prints; nothing where it cannot run."""
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
     return result.stdout + result.stderr
 
 
@@ -51,12 +55,14 @@ def cxx() -> Tool:
 
 @dataclass(frozen=True)
 class Cuda:
-    """A CUDA toolkit with its compiler, headers and libraries."""
+    """A CUDA toolkit: its compiler, the folders of its headers and libraries, and the runtime library's file name."""
 
     nvcc: str
     version: tuple[int, int]
+    root: str
     include: str
     library: str
+    runtime: str
 
 
 def _candidates() -> list[str]:
@@ -85,8 +91,10 @@ def cuda() -> Cuda | None:
         root = Path(top[1].strip()).resolve()
         for include in (root / "include", *root.glob("targets/*/include")):
             library = include.parent / ("lib64" if (include.parent / "lib64").exists() else "lib")
-            if (include / "cuda_runtime_api.h").exists() and any(library.glob("libcudart.so*")):
-                return Cuda(nvcc, (int(release[1]), int(release[2])), str(include), str(library))
+            runtimes = sorted(file.name for file in library.glob("libcudart.so*"))  # pip packages lack the plain name
+            if (include / "cuda_runtime_api.h").exists() and runtimes:
+                version = int(release[1]), int(release[2])
+                return Cuda(nvcc, version, str(root), str(include), str(library), runtimes[0])
     return None
 
 

@@ -1,0 +1,41 @@
+"""The command line ``tpt-fast``: one file a command. torch is imported inside the commands, so that help is instant."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from . import bench, demo, doctor, tune
+
+app = typer.Typer(
+    name="tpt-fast",
+    help="Test-time prompt tuning of CLIP, exact and fast.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (tune.tune, demo.demo, doctor.doctor, bench.bench):
+    app.command()(command)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        import tpt_fast
+
+        typer.echo(f"tpt-fast {tpt_fast.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line. Exit codes: 0 fine, 1 some image failed, 2 bad usage, 3 a problem of the environment."""
+    app()

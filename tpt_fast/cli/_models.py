@@ -1,0 +1,82 @@
+"""The model that a command works with: the embedded demo model, or one of open_clip's."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import typer
+
+from ._shared import err, remark, stop
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class Loaded(NamedTuple):
+    """``classnames``: those the model was made for, where that is known."""
+
+    model: nn.Module
+    tokenizer: Callable
+    classnames: tuple[str, ...] | None
+
+
+def load_model(name: str | None, pretrained: str | None, device: str | None) -> Loaded:
+    """The demo model where no ``name`` is given; a wrong name or tag is bad usage, a failed download is not."""
+    import torch
+
+    try:
+        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError) as error:
+        raise typer.BadParameter(f"{error}".partition("\n")[0], param_hint="--device") from error
+    if name is None:
+        if pretrained is not None:
+            raise typer.BadParameter("it goes with --model NAME", param_hint="--pretrained")
+        return _demo(place)
+
+    import open_clip
+
+    if not name.startswith(("hf-hub:", "local-dir:")):
+        _check_name(open_clip, name, pretrained)
+    config = open_clip.get_pretrained_cfg(name, pretrained) if pretrained else {}
+    # OpenAI's weights, and some others, were trained with QuickGELU. Without it open_clip only warns, and accuracy drops.
+    quick_gelu = bool(config.get("quick_gelu")) and not (open_clip.get_model_config(name) or {}).get("quick_gelu")
+    if quick_gelu:
+        remark(f"{pretrained} weights were trained with QuickGELU: using it ({name}-quickgelu)")
+    try:
+        with err.status(f"loading {name}"):
+            model = open_clip.create_model(name, pretrained=pretrained, device=place, force_quick_gelu=quick_gelu)
+            tokenizer = open_clip.get_tokenizer(name)
+    except Exception as error:  # a download, a file, a Hugging Face library that is missing: open_clip raises anything
+        stop(f"{name} with weights {pretrained} cannot be loaded: {error}")
+    return Loaded(model.eval(), tokenizer, None)
+
+
+def _demo(place) -> Loaded:
+    from .. import demo
+
+    try:
+        loaded = demo.load()
+    except FileNotFoundError as error:
+        stop(f"the demo model's weights are missing from this installation: {error}")
+    return Loaded(loaded.model.to(place), loaded.tokenizer, loaded.classnames)
+
+
+def _check_name(open_clip, name: str, pretrained: str | None) -> None:
+    if name not in open_clip.list_models():
+        near = difflib.get_close_matches(name, open_clip.list_models(), 3)
+        hint = f"; did you mean {', '.join(near)}?" if near else "; see open_clip.list_models()"
+        raise typer.BadParameter(f"open_clip has no model {name!r}{hint}", param_hint="--model")
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if pretrained is None:
+        raise typer.BadParameter(
+            f"{name} needs weights: one of {', '.join(tags)}, or a file", param_hint="--pretrained"
+        )
+    if pretrained not in tags and not Path(pretrained).exists():
+        known = ", ".join(tags) or "none"
+        raise typer.BadParameter(
+            f"{pretrained!r} is neither a file nor a tag of {name} (there are: {known})", param_hint="--pretrained"
+        )

@@ -1,0 +1,167 @@
+"""What the commands share: consoles, exit codes, progress, the kernels, rows of results."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from .._toolkit import BuildError
+
+if TYPE_CHECKING:
+    from .._jit import Backend
+    from ..result import TuneResult
+    from ..tuner import Tuner
+
+IMAGE_FAILED, BAD_USAGE, ENVIRONMENT = 1, 2, 3  #: exit codes; 0 is success
+
+out = Console()
+err = Console(stderr=True)  # progress and remarks: stdout holds results and nothing else
+
+
+def stop(message: str, code: int = ENVIRONMENT) -> NoReturn:
+    """Say why on stderr and end with ``code``."""
+    err.print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
+    raise typer.Exit(code)
+
+
+def remark(message: str) -> None:
+    err.print(Text(message, "dim"), soft_wrap=True)
+
+
+@contextmanager
+def environment() -> Iterator[None]:
+    """Turns problems of the machine into a message and the exit code for them."""
+    try:
+        yield
+    except ImportError as error:
+        stop(f"{error}. `tpt-fast doctor` shows what is missing.")
+    except BuildError as error:
+        stop(str(error))
+
+
+def progress_bar() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=err, transient=True)
+
+
+def kernels() -> Backend:
+    """Have the kernels ready, under a progress bar where they must be compiled first."""
+    from .. import _jit
+
+    with warnings.catch_warnings(record=True) as caught, compiling() as progress:
+        warnings.simplefilter("always", _jit.BackendWarning)
+        try:
+            backend = _jit.ensure(progress)
+        except ValueError as error:  # TPT_FAST_BACKEND is misspelt
+            stop(str(error))
+    for warning in caught:
+        remark(str(warning.message))
+    return backend
+
+
+@contextmanager
+def compiling() -> Iterator[Any]:
+    """A callback for :func:`tpt_fast._jit.ensure` that draws a bar once there is something to compile."""
+    with progress_bar() as bar:
+        tasks = []
+
+        def advance(done: int, total: int) -> None:
+            tasks[:] = tasks or [bar.add_task("compiling the kernels, once", total=total)]
+            bar.update(tasks[0], completed=done, total=total)
+
+        yield advance
+
+
+def json_line(record: dict[str, Any]) -> None:
+    typer.echo(json.dumps(record, ensure_ascii=False, allow_nan=False, default=str))
+
+
+def run(
+    tuner: Tuner,
+    files: Iterable[Path],
+    *,
+    as_json: bool,
+    top: int = 5,
+    pictures: dict[Path, Path] | None = None,
+    base: Path | None = None,
+) -> int:
+    """Tune for each file and show the rows: a table at the end, or a JSON line each at once.
+
+    Args:
+        pictures: where to save the plot of which files.
+        base: folder that the files' names are shown relative to.
+
+    Returns:
+        How many files failed; the reason stands in the row of each.
+    """
+    files, pictures, rows = list(files), pictures or {}, []
+    try:
+        with progress_bar() as bar:
+            for file in bar.track(files, description="tuning"):
+                name = str(file.relative_to(base) if base else file)
+                try:
+                    result = tuner(file, keep_views=file in pictures)
+                    row = _row(name, result, top)
+                    if file in pictures:
+                        result.plot(pictures[file])
+                except (OSError, ValueError, TypeError) as error:  # what an image or a path can be guilty of
+                    row = {"file": name, "error": str(error)}
+                rows.append(row)
+                if as_json:
+                    json_line(row)
+    finally:  # an interrupted run shows what it has
+        if not as_json and rows:
+            out.print(_table(rows))
+    return sum("error" in row for row in rows)
+
+
+def _row(name: str, result: TuneResult, top: int) -> dict[str, Any]:
+    best, before = result.topk(1)[0], result.zero_shot_probs
+    was = int(result.zero_shot_logits.argsort(descending=True, stable=True)[0])
+    return {
+        "file": name,
+        "label": best.label,
+        "index": best.index,
+        "prob": best.prob,
+        "zero_shot_label": result.classnames[was],
+        "zero_shot_prob": before[was].item(),
+        "entropy_before": result.loss,
+        "entropy_after": result.loss_after,
+        "status": result.status,
+        "ms": 1e3 * result.timings["total"],
+        "top": [prediction._asdict() for prediction in result.topk(top)],
+        "engines": result.engines,
+    }
+
+
+def _table(rows: list[dict[str, Any]]) -> Table:
+    table = Table("file", "label", "prob", "zero-shot", "prob", "entropy", "ms")
+    for column in table.columns:
+        column.overflow = "fold"  # cut nothing off: the table may be written to a file
+    for index in (2, 4, 6):
+        table.columns[index].justify = "right"
+    for row in rows:
+        if "error" in row:
+            table.add_row(Text(row["file"]), Text(row["error"], "red"))
+            continue
+        changed = row["label"] != row["zero_shot_label"]
+        table.add_row(
+            Text(row["file"]),
+            Text(row["label"] + (" (skipped)" if row["status"] == "skipped" else ""), "bold"),
+            f"{row['prob']:.1%}",
+            Text(row["zero_shot_label"], "yellow" if changed else ""),
+            f"{row['zero_shot_prob']:.1%}",
+            f"{row['entropy_before']:.3f} → {row['entropy_after']:.3f}",
+            f"{row['ms']:.0f}",
+        )
+    return table

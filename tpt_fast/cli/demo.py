@@ -1,0 +1,48 @@
+"""``tpt-fast demo``: everything at once, with what ships in the package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import _models, _shared
+
+
+def demo(
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PNG", dir_okay=False, help="The picture. Default: tpt-fast-demo.png, if matplotlib is there."
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line for each photograph.")] = False,
+) -> None:
+    """Classify the photographs that ship with the package by the demo model, and draw what tuning did to one.
+
+    The demo model knows ten classes, which only the cat is among: see how unsure it is of the others.
+    """
+    with _shared.environment():
+        from importlib.util import find_spec
+
+        from ..demo import PHOTO_FOLDER, PHOTOS
+        from ..tuner import Tuner
+
+        if out is not None:
+            import matplotlib  # noqa: F401 (asked for, so missing is an error)
+        loaded = _models.load_model(None, None, "cpu")
+        _shared.kernels()
+        tuner = Tuner(loaded.model, loaded.classnames, tokenizer=loaded.tokenizer)
+        files = [PHOTO_FOLDER / name for name in PHOTOS]
+        if _shared.run(tuner, files, as_json=as_json, base=PHOTO_FOLDER):
+            _shared.stop("the photographs of this installation cannot be read")
+        if find_spec("matplotlib") is None:
+            _shared.remark("for a picture of what tuning did: pip install 'tpt_fast[plot]'")
+            return
+        picture = out or Path("tpt-fast-demo.png")
+        try:
+            tuner(files[0], keep_views=True).plot(picture)
+        except OSError as error:
+            _shared.stop(f"the picture cannot be written: {error}")
+        _shared.remark(f"the views of {files[0].name}, and what tuning did to its classes: {picture}")
