@@ -1,0 +1,116 @@
+#include "../csrc/prefix_attention.h"
+
+#include <torch/csrc/stable/library.h>
+
+#include "checks.h"
+
+namespace tpt_fast {
+namespace {
+
+using torch::stable::parallel_for;
+
+// A row dimension may have any stride, the elements of a row are dense.
+void check_dense_rows(const Tensor& t, const char* name) {
+  STD_TORCH_CHECK(t.size(-1) <= 1 || t.stride(-1) == 1, name, ": expected a dense last dimension, got stride ",
+                  t.stride(-1));
+}
+
+// Checks the arguments that both passes share; the pointers only the backward pass has stay null.
+template <class T>
+PrefixAttentionParams<T> params(const Tensor& q, const Tensor& kv, const Tensor& offsets, int64_t prefix,
+                                int64_t heads) {
+  STD_TORCH_CHECK(q.dim() == 3, "q: expected [B, R or C, W], got ", shape_string(q));
+  const int64_t batch = q.size(0), width = q.size(2), classes = offsets.numel() - 1;
+  check_shape(kv, "kv", {batch, -1, 2 * width});
+  check_dtype(q, "q", {kv.scalar_type()});
+  check_dtype(offsets, "offsets", {ScalarType::Long});
+  check_range(classes, "number of classes", 0, kv.size(1));
+  check_range(prefix, "prefix", 0, kv.size(1));
+  STD_TORCH_CHECK(heads >= 1 && width % heads == 0, "heads: expected a divisor of the width ", width, ", got ", heads);
+  const int64_t rows = kv.size(1);
+  STD_TORCH_CHECK(q.size(1) == rows || q.size(1) == classes, "q: expected ", rows, " or ", classes, " rows, got ",
+                  shape_string(q));
+  check_dense_rows(q, "q");
+  check_dense_rows(kv, "kv");
+  PrefixAttentionParams<T> p{};
+  p.q = q.const_data_ptr<T>(), p.q_batch = q.stride(0), p.q_row = q.stride(1);
+  p.kv = kv.const_data_ptr<T>(), p.kv_batch = kv.stride(0), p.kv_row = kv.stride(1);
+  p.offsets = offsets.const_data_ptr<int64_t>();
+  p.batch = batch, p.rows = rows, p.prefix = prefix, p.classes = classes, p.width = width, p.heads = heads;
+  p.last_only = q.size(1) != rows;
+  return p;
+}
+
+// Only the CPU can look at the offsets without waiting for a device.
+template <class T>
+void check_offsets(const PrefixAttentionParams<T>& p) {
+  int64_t previous = p.offsets[0];
+  STD_TORCH_CHECK(previous == p.prefix, "offsets: expected to start at the prefix, ", p.prefix, ", got ", previous);
+  for (int64_t c = 1; c <= p.classes; ++c) {
+    STD_TORCH_CHECK(p.offsets[c] > previous, "offsets: expected ascending, got ", p.offsets[c], " after ", previous);
+    const int64_t keys = p.prefix + p.offsets[c] - previous;
+    STD_TORCH_CHECK(keys <= kPrefixAttentionMaxKeys, "offsets: expected at most ", kPrefixAttentionMaxKeys,
+                    " keys a query, got ", keys);
+    previous = p.offsets[c];
+  }
+  STD_TORCH_CHECK(previous == p.rows, "offsets: expected to end at the number of rows, ", p.rows, ", got ", previous);
+  STD_TORCH_CHECK(p.prefix <= kPrefixAttentionMaxKeys, "prefix: expected at most ", kPrefixAttentionMaxKeys, ", got ",
+                  p.prefix);
+}
+
+template <class T>
+Tensor forward(const Tensor& q, const Tensor& kv, const Tensor& offsets_in, int64_t prefix, int64_t heads) {
+  const Tensor offsets = torch::stable::contiguous(offsets_in);
+  PrefixAttentionParams<T> p = params<T>(q, kv, offsets, prefix, heads);
+  check_offsets(p);
+  Tensor out = empty(q, {p.batch, p.queries(), p.width}, q.scalar_type());
+  p.out = out.mutable_data_ptr<T>();
+  parallel_for(0, p.batch * (p.classes + 1), 4,
+               [&](int64_t begin, int64_t end) { prefix_attention_forward(p, begin, end); });
+  return out;
+}
+
+template <class T>
+void backward(const Tensor& grad_in, const Tensor& q, const Tensor& kv, const Tensor& offsets_in, int64_t prefix,
+              int64_t heads, Tensor& grad_q, Tensor& grad_kv) {
+  const Tensor offsets = torch::stable::contiguous(offsets_in), grad = torch::stable::contiguous(grad_in);
+  PrefixAttentionParams<T> p = params<T>(q, kv, offsets, prefix, heads);
+  check_offsets(p);
+  check_shape(grad, "grad", {p.batch, p.queries(), p.width});
+  check_shape(grad_q, "grad_q", {p.batch, p.queries(), p.width});
+  check_shape(grad_kv, "grad_kv", {p.batch, p.rows, 2 * p.width});
+  check_dense_rows(grad_q, "grad_q");
+  check_dense_rows(grad_kv, "grad_kv");
+  for (const auto& [t, name] : {std::pair{&grad, "grad"}, std::pair{&std::as_const(grad_q), "grad_q"},
+                                std::pair{&std::as_const(grad_kv), "grad_kv"}})
+    check_dtype(*t, name, {kv.scalar_type()});
+  Tensor partial = empty(kv, {p.batch, p.blocks(), p.prefix, 2 * p.width}, kv.scalar_type());
+  p.grad = grad.const_data_ptr<T>();
+  p.grad_q = grad_q.mutable_data_ptr<T>(), p.grad_q_batch = grad_q.stride(0), p.grad_q_row = grad_q.stride(1);
+  p.grad_kv = grad_kv.mutable_data_ptr<T>(), p.grad_kv_batch = grad_kv.stride(0), p.grad_kv_row = grad_kv.stride(1);
+  p.partial = partial.mutable_data_ptr<T>();
+  parallel_for(0, p.batch * p.blocks(), 1,
+               [&](int64_t begin, int64_t end) { prefix_attention_backward_classes(p, begin, end); });
+  parallel_for(0, p.batch, 1, [&](int64_t begin, int64_t end) { prefix_attention_backward_prefix(p, begin, end); });
+}
+
+Tensor forward_cpu(const Tensor& q, const Tensor& kv, const Tensor& offsets, int64_t prefix, int64_t heads) {
+  check_dtype(kv, "kv", {ScalarType::Float, ScalarType::Double});
+  return kv.scalar_type() == ScalarType::Float ? forward<float>(q, kv, offsets, prefix, heads)
+                                               : forward<double>(q, kv, offsets, prefix, heads);
+}
+
+void backward_cpu(const Tensor& grad, const Tensor& q, const Tensor& kv, const Tensor& offsets, int64_t prefix,
+                  int64_t heads, Tensor grad_q, Tensor grad_kv) {
+  check_dtype(kv, "kv", {ScalarType::Float, ScalarType::Double});
+  kv.scalar_type() == ScalarType::Float ? backward<float>(grad, q, kv, offsets, prefix, heads, grad_q, grad_kv)
+                                        : backward<double>(grad, q, kv, offsets, prefix, heads, grad_q, grad_kv);
+}
+
+}  // namespace
+}  // namespace tpt_fast
+
+STABLE_TORCH_LIBRARY_IMPL(tpt_fast, CPU, m) {
+  m.impl("prefix_attention", TORCH_BOX(&tpt_fast::forward_cpu));
+  m.impl("prefix_attention_backward", TORCH_BOX(&tpt_fast::backward_cpu));
+}
