@@ -1,0 +1,52 @@
+"""Put the measured rows into README.md: ``python benchmarks/table.py``."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from rows import RESULTS
+
+README = Path(__file__).resolve().parent.parent / "README.md"
+BEGIN, END = "<!-- rows:begin -->", "<!-- rows:end -->"
+
+
+def table() -> str:
+    """Each case's time and how many times longer its peers took, grouped by machine."""
+    found = [json.loads(line) for path in sorted(RESULTS.glob("*.jsonl")) for line in path.read_text().splitlines()]
+    lines = []
+    machines = sorted({(r["gpu"] or r["cpu"], r["threads"], r["torch"]) for r in found if r.get("backend")})
+    for machine in machines:
+        here = [r for r in found if (r["gpu"] or r["cpu"], r["threads"], r["torch"]) == machine]
+        lines += [f"{machine[0]}, {machine[1]} threads, torch {machine[2]}; medians:", ""]
+        lines += ["| what | case | tpt_fast | peers, and how many times longer they take |", "|---|---|---|---|"]
+        for op, case in dict.fromkeys((r["op"], r["case"]) for r in here):
+            rows = {r["backend"]: r for r in here if (r["op"], r["case"]) == (op, case)}
+            if ours := rows.pop("tpt_fast", None):
+                peers = sorted(rows.items(), key=lambda item: item[1]["median"])
+                ratios = ", ".join(f"{name} **{row['median'] / ours['median']:.1f}x**" for name, row in peers)
+                lines.append(f"| {op} | {case} | {time(ours['median'])} | {ratios} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def time(seconds: float) -> str:
+    """Three significant digits with a unit."""
+    for unit, scale in (("s", 1), ("ms", 1e3), ("µs", 1e6)):
+        if seconds * scale >= 1:
+            return f"{seconds * scale:.3g} {unit}"
+    return f"{seconds * 1e9:.3g} ns"
+
+
+def main() -> None:
+    """Replace what stands between the two marks."""
+    text = README.read_text()
+    before, after = text.partition(BEGIN)[0], text.partition(END)[2]
+    aside = README.with_suffix(".tmp")
+    aside.write_text(f"{before}{BEGIN}\n{table()}{END}{after}")
+    os.replace(aside, README)
+
+
+if __name__ == "__main__":
+    main()
