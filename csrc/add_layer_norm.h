@@ -2,20 +2,22 @@
 #pragma once
 
 #include "common.h"
+#include "half.h"
 
 namespace tpt_fast {
 
 template <class T>
 struct AddLayerNormParams {
+  using A = Accumulate<T>;
   const T* x;           // [rows, width]
   const T* delta;       // [rows, width], or null: nothing is added
-  const T* delta_bias;  // [width], or null; needs delta
-  const T* weight;      // [width]
-  const T* bias;        // [width]
+  const A* delta_bias;  // [width], or null; needs delta
+  const A* weight;      // [width]
+  const A* bias;        // [width]
   T* sum;               // [rows, width]; null without delta, where it would be x
   T* normed;            // [rows, width]
-  T* mean;              // [rows]
-  T* rstd;              // [rows] 1 / sqrt(variance + eps)
+  A* mean;              // [rows]
+  A* rstd;              // [rows] 1 / sqrt(variance + eps)
   int64_t rows;
   int64_t width;  // >= 1
   double eps;
@@ -27,12 +29,13 @@ void add_layer_norm_forward(const AddLayerNormParams<T>& p, int64_t begin, int64
 
 template <class T>
 struct AddLayerNormBackwardParams {
+  using A = Accumulate<T>;
   const T* grad_normed;  // [rows, width]
   const T* grad_sum;     // [rows, width] what reaches sum by other ways, or null
   const T* sum;          // [rows, width]
-  const T* mean;         // [rows]
-  const T* rstd;         // [rows]
-  const T* weight;       // [width]
+  const A* mean;         // [rows]
+  const A* rstd;         // [rows]
+  const A* weight;       // [width]
   T* grad;               // [rows, width] d loss / d sum in all, which is also that of x and of delta
   int64_t rows;
   int64_t width;
@@ -41,5 +44,14 @@ struct AddLayerNormBackwardParams {
 // Items: rows. Writes grad.
 template <class T>
 void add_layer_norm_backward(const AddLayerNormBackwardParams<T>& p, int64_t begin, int64_t end);
+
+#ifdef TPT_FAST_CUDA
+// Half and BFloat16 too.
+template <class T>
+cudaError_t launch_add_layer_norm(const AddLayerNormParams<T>& p, cudaStream_t stream);
+
+template <class T>
+cudaError_t launch_add_layer_norm_backward(const AddLayerNormBackwardParams<T>& p, cudaStream_t stream);
+#endif
 
 }  // namespace tpt_fast

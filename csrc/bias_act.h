@@ -2,13 +2,14 @@
 #pragma once
 
 #include "common.h"
+#include "half.h"
 
 namespace tpt_fast {
 
 template <class T>
 struct BiasActParams {
   const T* x;     // [rows, width], before the bias
-  const T* bias;  // [width], or null
+  const Accumulate<T>* bias;  // [width], or null
   const T* grad;  // [rows, width] d loss / d y; backward only
   T* out;         // [rows, width] y, or d loss / d x
   int64_t rows;
@@ -22,5 +23,14 @@ void bias_act_forward(const BiasActParams<T>& p, int64_t begin, int64_t end);
 
 template <class T>
 void bias_act_backward(const BiasActParams<T>& p, int64_t begin, int64_t end);
+
+#ifdef TPT_FAST_CUDA
+// Half and BFloat16 too.
+template <class T>
+cudaError_t launch_bias_act_forward(const BiasActParams<T>& p, cudaStream_t stream);
+
+template <class T>
+cudaError_t launch_bias_act_backward(const BiasActParams<T>& p, cudaStream_t stream);
+#endif
 
 }  // namespace tpt_fast

@@ -1,7 +1,7 @@
 // What every kernel uses: launching, reductions of a warp and of a block, vector loads, shared memory.
 //
-// The .cu files are compiled by nvcc, and by a host compiler against the stand-in for CUDA in tests/cuda_on_cpu. The two
-// differ here and nowhere else.
+// The .cu files are compiled by nvcc, and by a host compiler against the stand-in for CUDA in tests/cuda_on_cpu. The
+// two differ here and nowhere else.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -31,7 +31,7 @@ cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t 
 #ifdef CUDA_ON_CPU
   return cuda_on_cpu_launch(kernel, grid, block, shared_bytes, stream, arguments...);
 #else
-  kernel<<<grid, block, shared_bytes, stream>>>(arguments...);
+  kernel<<<grid, block, shared_bytes, stream> > >(arguments...);
   return cudaGetLastError();
 #endif
 }
@@ -54,10 +54,10 @@ __device__ __forceinline__ void store_vector(T* to, const Vector<T, kCount>& vec
   *reinterpret_cast<Vector<T, kCount>*>(to) = vector;
 }
 
-// Whether every row of `pitch` elements from `pointer` on may be read as Vector<T, kCount>.
-template <int kCount, class T>
-bool vectors_fit(const T* pointer, int64_t pitch) {
-  return reinterpret_cast<uintptr_t>(pointer) % (sizeof(T) * kCount) == 0 && pitch % kCount == 0;
+// Whether every row of `pitch` elements from each pointer on may be read as vectors of kCount; null pointers fit.
+template <int kCount, class... T>
+bool vectors_fit(int64_t pitch, const T*... pointers) {
+  return pitch % kCount == 0 && ((reinterpret_cast<uintptr_t>(pointers) % (sizeof(T) * kCount) == 0) && ...);
 }
 
 struct Sum {
@@ -83,8 +83,8 @@ __device__ __forceinline__ T warp_reduce(T value, Op op) {
   return value;
 }
 
-// Reduction over the block's kThreads threads; all of them get the result, to the same bits. `scratch`: shared, one value
-// a warp; free for other use when this returns.
+// Reduction over the block's kThreads threads; all of them get the result, to the same bits. `scratch`: shared, one
+// value a warp; free for other use when this returns.
 template <int kThreads, class Op, class T>
 __device__ __forceinline__ T block_reduce(T value, Op op, T* scratch) {
   constexpr int kWarps = kThreads / kWarp;

@@ -215,8 +215,7 @@ cudaError_t launch_objective(const ObjectiveParams<T>& p, cudaStream_t stream) {
   if (p.batch == 0) return cudaSuccess;
   if (p.batch > kMaxGridY || p.classes > (1 << 30) || p.views > (1 << 30)) return cudaErrorInvalidValue;
   if constexpr (sizeof(T) == 4) {
-    if (vectors_fit<4>(p.logits, p.classes) && vectors_fit<4>(p.grad, p.classes) &&
-        vectors_fit<4>(p.log_mean, p.classes)) {
+    if (vectors_fit<4>(p.classes, p.logits, p.grad, p.log_mean)) {
       return p.classes > 4096 ? launch_with<1024, 4>(p, stream) : launch_with<256, 4>(p, stream);
     }
     if (p.classes > 4096) return launch_with<1024, 1>(p, stream);

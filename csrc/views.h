@@ -36,6 +36,8 @@ struct ViewsGeometry {
   uint8_t* columns;  // [W * 3, column_pitch(H)] the image transposed
   int32_t* weights;  // [N, 2 (vertical, horizontal), S, 2 + max_taps] first source line, count, weights
   int64_t max_taps;
+
+  uint32_t* pixels;  // CUDA only: [H, W] scratch, R | G << 8 | B << 16
 };
 
 template <class T>
@@ -68,7 +70,10 @@ template <class T>
 void views_bands(const ViewsParams<T>& p, uint8_t* scratch, int64_t begin, int64_t end);
 
 #ifdef TPT_FAST_CUDA
-// Needs no scratch: `columns` and `weights` may be null.
+// No view of any specs has more taps; `max_taps` and `weights` for launch_views, which cannot look at the specs.
+int64_t views_max_taps(int64_t height, int64_t width, int64_t size);
+
+// Two launches. Needs `weights` and `pixels`; `columns` may be null.
 template <class T>
 cudaError_t launch_views(const ViewsParams<T>& p, cudaStream_t stream);
 #endif

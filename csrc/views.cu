@@ -1,0 +1,189 @@
+// Two launches. The first writes what all tiles share: the image with four bytes a pixel, so that a tap is one aligned
+// load, and the integer weights of every output row and column. Weights are double arithmetic, which consumer GPUs do
+// at 1/64 of their rate: once an output line is cheap, once a tile would cost more than everything else.
+//
+// The second does both passes of a tile of 32 x 32 output pixels through shared memory: a warp makes a line of
+// intermediate pixels, rounded to bytes as Pillow rounds them, and then a line of output pixels. Intermediate lines
+// come in chunks, so that shared memory does not grow with the image; sums are integers, so that chunks change nothing.
+// Neighbouring tiles both make the few intermediate lines they share (6 % at scale 2).
+#include "common.cuh"
+#include "views.h"
+#include "views_weights.h"
+
+namespace tpt_fast {
+namespace {
+
+constexpr int kTile = 32;              // output pixels, each way; columns are lanes
+constexpr int kWarps = 8;              // of a block
+constexpr int kRows = kTile / kWarps;  // output rows of one warp
+constexpr int kChunkRows = 64;         // intermediate lines in shared memory, width first
+constexpr int kChunkColumns = 96;      // intermediate columns in shared memory, height first
+constexpr int kThreads = kWarps * kWarp;
+
+// Weights of the output pixels of one axis and view: rows of 2 + max_taps, as in views.cpp.
+struct Lines {
+  const int32_t* rows;
+  int64_t pitch;
+
+  __device__ int first(int i) const { return __ldg(rows + i * pitch); }
+  __device__ int count(int i) const { return __ldg(rows + i * pitch + 1); }
+  __device__ const int32_t* weights(int i) const { return rows + i * pitch + 2; }
+};
+
+__device__ __forceinline__ Lines lines_of(const ViewsGeometry& p, int64_t view, bool horizontal) {
+  const int64_t pitch = 2 + p.max_taps;
+  return {p.weights + (2 * view + horizontal) * p.size * pitch, pitch};
+}
+
+struct Rgb {
+  int r = 0, g = 0, b = 0;
+
+  __device__ __forceinline__ void add(int weight, uint32_t pixel) {
+    r += weight * static_cast<int>(pixel & 255);
+    g += weight * static_cast<int>(pixel >> 8 & 255);
+    b += weight * static_cast<int>(pixel >> 16 & 255);
+  }
+  __device__ __forceinline__ uint32_t packed() const {
+    return pixel_of_sum(r) | static_cast<uint32_t>(pixel_of_sum(g)) << 8 | static_cast<uint32_t>(pixel_of_sum(b)) << 16;
+  }
+};
+
+// One thread an image pixel, then one an output line of either axis.
+__global__ void __launch_bounds__(kThreads) views_prepare_kernel(const ViewsGeometry p) {
+  const int64_t item = blockIdx.x * int64_t{kThreads} + threadIdx.x, pixels = p.height * p.width;
+  if (item < pixels) {
+    const uint8_t* from = p.image + 3 * item;
+    p.pixels[item] = from[0] | static_cast<uint32_t>(from[1]) << 8 | static_cast<uint32_t>(from[2]) << 16;
+    return;
+  }
+  const int64_t line = item - pixels, index = line % p.size, view = line / p.size / 2;
+  const bool horizontal = line / p.size % 2 == 1;
+  if (view >= p.views) return;
+  const int32_t* spec = p.specs + view * kSpecColumns;
+  const ResizeAxis axis = resize_axis(spec[kFilter], spec[kHeight + horizontal], spec[kOutHeight + horizontal]);
+  const Taps taps = taps_at(axis, spec[kWindowTop + horizontal] + static_cast<int32_t>(index));
+  const double sum = sum_of_weights(axis, taps);
+  int32_t* row = p.weights + line * (2 + p.max_taps);
+  const int count = taps.count < p.max_taps ? taps.count : static_cast<int>(p.max_taps);
+  row[0] = taps.first;
+  row[1] = count;
+  for (int k = 0; k < count; ++k) row[2 + k] = fixed_weight(axis, taps, sum, k);
+}
+
+// Sum over the taps of `lines` at `index` that lie in [begin, end); pixel(k) is the source pixel at line k.
+template <class Pixel>
+__device__ __forceinline__ void accumulate(const Lines& lines, int index, int begin, int end, Rgb& sum, Pixel pixel) {
+  const int first = lines.first(index), last = min(first + lines.count(index), end);
+  const int32_t* weights = lines.weights(index) - first;
+#pragma unroll 2
+  for (int k = max(first, begin); k < last; ++k) sum.add(__ldg(weights + k), pixel(k));
+}
+
+// Grid: (tiles across, tiles down, views).
+template <class T>
+__global__ void __launch_bounds__(kThreads, 4) views_kernel(const ViewsParams<T> p) {
+  TPT_FAST_SHARED(uint32_t, lines, [kTile * kChunkColumns]);  // the greater of the two shapes of a chunk
+  TPT_FAST_SHARED(T, table, [3 * 256]);
+  static_assert(kTile * kChunkColumns >= kChunkRows * kTile, "both chunks fit");
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, size = static_cast<int>(p.size);
+  const int64_t view = blockIdx.z;
+  const int32_t* spec = p.specs + view * kSpecColumns;
+  const Lines vertical = lines_of(p, view, false), horizontal = lines_of(p, view, true);
+  const int y0 = blockIdx.y * kTile, y1 = min(y0 + kTile, size), x0 = blockIdx.x * kTile, x1 = min(x0 + kTile, size);
+  const int x = x0 + lane;
+  const uint32_t* image = p.pixels + spec[kTop] * p.width + spec[kLeft];
+  const int width = static_cast<int>(p.width);
+  for (int i = threadIdx.x; i < 3 * 256; i += kThreads) table[i] = p.table[i];
+
+  Rgb sums[kRows];
+  const bool height_first = p.vertical_first_when_taller && spec[kHeight] > spec[kOutHeight] &&
+                            int64_t{spec[kHeight]} - spec[kOutHeight] > 2 * (int64_t{spec[kWidth]} - spec[kOutWidth]);
+  if (height_first) {
+    const int end = horizontal.first(x1 - 1) + horizontal.count(x1 - 1);
+    for (int begin = horizontal.first(x0); begin < end; begin += kChunkColumns) {
+      const int columns = min(kChunkColumns, end - begin);
+      for (int y = y0 + warp; y < y1; y += kWarps) {
+        for (int column = lane; column < columns; column += kWarp) {
+          Rgb sum;
+          accumulate(vertical, y, 0, spec[kHeight], sum,
+                     [&](int k) { return __ldg(image + static_cast<int64_t>(k) * width + begin + column); });
+          lines[(y - y0) * kChunkColumns + column] = sum.packed();
+        }
+      }
+      __syncthreads();
+#pragma unroll
+      for (int i = 0; i < kRows; ++i) {
+        const int row = warp + i * kWarps;
+        if (x < x1 && y0 + row < y1) {
+          accumulate(horizontal, x, begin, begin + columns, sums[i],
+                     [&](int k) { return lines[row * kChunkColumns + k - begin]; });
+        }
+      }
+      __syncthreads();
+    }
+  } else {
+    const int end = vertical.first(y1 - 1) + vertical.count(y1 - 1);
+    for (int begin = vertical.first(y0); begin < end; begin += kChunkRows) {
+      const int rows = min(kChunkRows, end - begin);
+      for (int row = warp; row < rows; row += kWarps) {
+        if (x < x1) {
+          Rgb sum;
+          const uint32_t* from = image + static_cast<int64_t>(begin + row) * width;
+          accumulate(horizontal, x, 0, spec[kWidth], sum, [&](int k) { return __ldg(from + k); });
+          lines[row * kTile + lane] = sum.packed();
+        }
+      }
+      __syncthreads();
+#pragma unroll
+      for (int i = 0; i < kRows; ++i) {
+        const int y = y0 + warp + i * kWarps;
+        if (x < x1 && y < y1) {
+          accumulate(vertical, y, begin, begin + rows, sums[i],
+                     [&](int k) { return lines[(k - begin) * kTile + lane]; });
+        }
+      }
+      __syncthreads();
+    }
+  }
+
+  if (x >= x1) return;
+  const int64_t plane = p.size * p.size;
+  T* out = p.out + view * 3 * plane + (spec[kFlip] ? size - 1 - x : x);
+#pragma unroll
+  for (int i = 0; i < kRows; ++i) {
+    const int y = y0 + warp + i * kWarps;
+    if (y >= y1) continue;
+    T* to = out + static_cast<int64_t>(y) * size;
+    to[0] = table[pixel_of_sum(sums[i].r)];
+    to[plane] = table[256 + pixel_of_sum(sums[i].g)];
+    to[2 * plane] = table[512 + pixel_of_sum(sums[i].b)];
+  }
+}
+
+}  // namespace
+
+int64_t views_max_taps(int64_t height, int64_t width, int64_t size) {
+  // The window lies inside the resized box and the box inside the image, so no scale exceeds longest / size.
+  const int64_t longest = height > width ? height : width;
+  const int64_t taps = 4 * (longest > size ? ceil_div(longest, size) : 1) + 2;
+  return taps < longest ? taps : longest;
+}
+
+template <class T>
+cudaError_t launch_views(const ViewsParams<T>& p, cudaStream_t stream) {
+  if (p.views == 0) return cudaSuccess;
+  const int64_t items = p.height * p.width + 2 * p.views * p.size, blocks = ceil_div(items, kThreads);
+  const int64_t tiles = ceil_div(p.size, kTile);
+  if (blocks > kMaxGridX || p.views > kMaxGridY || tiles > kMaxGridY) return cudaErrorInvalidValue;
+  const cudaError_t error = launch(views_prepare_kernel, dim3(static_cast<unsigned>(blocks)), dim3(kThreads), 0, stream,
+                                   static_cast<const ViewsGeometry&>(p));
+  if (error != cudaSuccess) return error;
+  const dim3 grid(static_cast<unsigned>(tiles), static_cast<unsigned>(tiles), static_cast<unsigned>(p.views));
+  return launch(views_kernel<T>, grid, dim3(kThreads), 0, stream, p);
+}
+
+template cudaError_t launch_views(const ViewsParams<uint8_t>&, cudaStream_t);
+template cudaError_t launch_views(const ViewsParams<uint16_t>&, cudaStream_t);
+template cudaError_t launch_views(const ViewsParams<uint32_t>&, cudaStream_t);
+
+}  // namespace tpt_fast
