@@ -31,7 +31,9 @@ cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t 
 #ifdef CUDA_ON_CPU
   return cuda_on_cpu_launch(kernel, grid, block, shared_bytes, stream, arguments...);
 #else
-  kernel<<<grid, block, shared_bytes, stream> > >(arguments...);
+  // clang-format off
+  kernel<<<grid, block, shared_bytes, stream>>>(arguments...);
+  // clang-format on
   return cudaGetLastError();
 #endif
 }
