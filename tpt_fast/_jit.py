@@ -47,9 +47,7 @@ def cache_folder() -> Path:
     """Where builds are kept, one folder a build key."""
     if configured := os.environ.get("TPT_FAST_CACHE"):
         return Path(configured).expanduser()
-    from platformdirs import user_cache_path
-
-    return user_cache_path("tpt_fast")
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tpt_fast"
 
 
 def ensure(progress: Progress | None = None, *, rebuild: bool = False) -> Backend:

@@ -56,11 +56,9 @@ def _packages(report: Report) -> None:
     report.found["pillow"] = pillow and {"version": pillow, "first pass of tall images": order}
     report.found["open_clip"] = open_clip
     report.found["matplotlib"] = _version("matplotlib")
-    for name, package in (("Pillow", pillow), ("open_clip", open_clip)):
-        if package is None:
-            report.advice.append(
-                f"{name} is missing: pip install {name.lower().replace('open_clip', 'open_clip_torch')}"
-            )
+    for name, installed in (("pillow", pillow), ("open_clip_torch", open_clip)):
+        if installed is None:
+            report.advice.append(f"{name} is missing: pip install {name}")
     if report.found["matplotlib"] is None:
         report.advice.append("matplotlib is missing, which only plots need: pip install 'tpt_fast[plot]'")
 
@@ -89,9 +87,8 @@ def _torch(report: Report) -> bool:
         "CUDA": torch.version.cuda,
         "threads": torch.get_num_threads(),
     }
-    gpus = (
-        [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
-    )
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    gpus = [torch.cuda.get_device_name(i) for i in range(count)]
     report.found["GPUs"] = gpus
     report.found["architectures"] = _toolkit.architectures() if torch.version.cuda else []
     if gpus and report.found["cuda toolkit"] is None:

@@ -42,7 +42,7 @@ def load_model(name: str | None, pretrained: str | None, device: str | None) -> 
     if not name.startswith(("hf-hub:", "local-dir:")):
         _check_name(open_clip, name, pretrained)
     config = open_clip.get_pretrained_cfg(name, pretrained) if pretrained else {}
-    # OpenAI's weights, and some others, were trained with QuickGELU. Without it open_clip only warns, and accuracy drops.
+    # OpenAI's weights, and some others, want QuickGELU: without it open_clip only warns, and accuracy drops.
     quick_gelu = bool(config.get("quick_gelu")) and not (open_clip.get_model_config(name) or {}).get("quick_gelu")
     if quick_gelu:
         remark(f"{pretrained} weights were trained with QuickGELU: using it ({name}-quickgelu)")

@@ -13,9 +13,7 @@ from . import _models, _shared
 def demo(
     out: Annotated[
         Path | None,
-        typer.Option(
-            metavar="PNG", dir_okay=False, help="The picture. Default: tpt-fast-demo.png, if matplotlib is there."
-        ),
+        typer.Option(metavar="PNG", dir_okay=False, help="The picture. Default: tpt-fast-demo.png, given matplotlib."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line for each photograph.")] = False,
 ) -> None:

@@ -14,7 +14,7 @@ _MODEL, _TUNING, _OUTPUT = "Model", "Tuning (defaults: the paper's)", "Output"
 
 
 def tune(
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files, or folders of them.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Image files, or folders of them.")],
     classes: Annotated[
         str | None,
         typer.Option(metavar="A,B,C", help="Class names. Default: the demo model's ten."),
@@ -38,9 +38,7 @@ def tune(
     precision: Annotated[str, typer.Option(help="fp32, fp16 or bf16.", rich_help_panel=_MODEL)] = "fp32",
     engine: Annotated[str, typer.Option(help="Text tower: auto, packed or module.", rich_help_panel=_MODEL)] = "auto",
     views: Annotated[int, typer.Option(help="Views of each image, 2 or more.", rich_help_panel=_TUNING)] = 64,
-    rho: Annotated[
-        float, typer.Option(help="Part of the views that is kept, in (0, 1].", rich_help_panel=_TUNING)
-    ] = 0.1,
+    rho: Annotated[float, typer.Option(help="Part of the views to keep, in (0, 1].", rich_help_panel=_TUNING)] = 0.1,
     steps: Annotated[int, typer.Option(help="AdamW steps; 0 is zero-shot.", rich_help_panel=_TUNING)] = 1,
     lr: Annotated[float, typer.Option(help="Learning rate.", rich_help_panel=_TUNING)] = 5e-3,
     weight_decay: Annotated[float, typer.Option(help="AdamW's weight decay.", rich_help_panel=_TUNING)] = 0.01,
@@ -135,9 +133,9 @@ def _class_names(classes: str | None, classes_file: Path | None) -> list[str] | 
 def _files(images: list[Path]) -> list[Path]:
     files: list[Path] = []
     for path in images:
-        inside = (
-            [file for file in sorted(path.rglob("*")) if file.suffix.lower() in SUFFIXES] if path.is_dir() else [path]
-        )
+        inside = [path]
+        if path.is_dir():
+            inside = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in SUFFIXES]
         if not inside:
             raise typer.BadParameter(f"{path} holds no images ({' '.join(sorted(SUFFIXES))})", param_hint="IMAGE")
         files += inside

@@ -1,7 +1,7 @@
 """The published algorithm, whole and plain: what every fast path is held to and timed against.
 
-Test-time prompt tuning (Shu et al., NeurIPS 2022) in PyTorch, torchvision and PIL, step by step as its authors' code does
-it in float32: 64 PIL views, all tokens of every prompt, autograd, ``torch.optim.AdamW``, view 0 encoded once more.
+Test-time prompt tuning (Shu et al., NeurIPS 2022) in PyTorch, torchvision and PIL, step by step as its authors' code
+does it, in float32: 64 PIL views, every token of every prompt, autograd, ``torch.optim.AdamW``, view 0 encoded again.
 """
 
 from __future__ import annotations
@@ -126,9 +126,9 @@ def tpt(
         if step == 0:
             before = logits.detach()
             entropies = view_entropies(before)
-            selected = entropies.argsort(stable=True)[:kept]  # kept for later steps
+            selected = entropies.argsort(stable=True)[:kept]  # later steps keep to it
+            first = float(marginal_entropy(before[selected]))
         loss = marginal_entropy(logits[selected])
-        first = float(loss) if step == 0 else first
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
