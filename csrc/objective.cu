@@ -12,11 +12,6 @@ namespace tpt_fast {
 namespace {
 
 template <class T>
-constexpr T kInfinity = std::numeric_limits<T>::infinity();
-template <class T>
-constexpr T kLowest = std::numeric_limits<T>::lowest();
-
-template <class T>
 __device__ __forceinline__ T smaller(T a, T b) {
   return a < b ? a : b;
 }
@@ -181,7 +176,7 @@ __device__ void loss_and_gradient(const ObjectiveParams<T>& p, int64_t image, co
 
 // Grid: (views, batch).
 template <int kThreads, int kVector, class T>
-__global__ void __launch_bounds__(kThreads) objective_kernel(const ObjectiveParams<T> p) {
+__global__ void __launch_bounds__(kThreads) objective_kernel(const __grid_constant__ ObjectiveParams<T> p) {
   TPT_FAST_DYNAMIC_SHARED(memory);
   TPT_FAST_SHARED(T, scratch, [kThreads / kWarp]);
   TPT_FAST_SHARED(bool, is_last, [1]);

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "common.h"
+#include "half.h"
 
 namespace tpt_fast {
 
@@ -20,16 +21,19 @@ struct PrefixAttentionParams {
   T* out;                    // [B, Q, width], dense; forward only
   T* grad_q;                 // [B, Q, width]; backward only, as all below
   T* grad_kv;                // [B, rows, 2 * width]
-  T* partial;                // [B, blocks, prefix, 2 * width] scratch: the prefix's gradient from each block of classes
+  Accumulate<T>* partial;    // [B, blocks, prefix, 2 * width] scratch: the prefix's gradient from each block of classes
   int64_t q_batch, q_row;    // strides of q in elements; the last dimension is dense
   int64_t kv_batch, kv_row;  // of kv
   int64_t grad_q_batch, grad_q_row;  // of grad_q
   int64_t grad_kv_batch, grad_kv_row;
   int64_t batch, rows, prefix, classes, width, heads;
-  bool last_only;  // Q = classes
+  bool last_only;        // Q = classes
+  Accumulate<T>* stats;  // [B, heads, Q, 2] scratch: log sum exp, mean slope; backward on CUDA only
 
-  int64_t queries() const { return last_only ? classes : rows; }
-  int64_t blocks() const { return (classes + kPrefixAttentionClassesAtOnce - 1) / kPrefixAttentionClassesAtOnce; }
+  TPT_FAST_HOST_DEVICE int64_t queries() const { return last_only ? classes : rows; }
+  TPT_FAST_HOST_DEVICE int64_t blocks() const {
+    return (classes + kPrefixAttentionClassesAtOnce - 1) / kPrefixAttentionClassesAtOnce;
+  }
 };
 
 // Items: B * (classes + 1); the last of each batch is the prefix. Writes out.
@@ -43,5 +47,14 @@ void prefix_attention_backward_classes(const PrefixAttentionParams<T>& p, int64_
 // Items: B, after all blocks. Writes grad_q and grad_kv of the prefix's rows.
 template <class T>
 void prefix_attention_backward_prefix(const PrefixAttentionParams<T>& p, int64_t begin, int64_t end);
+
+#ifdef TPT_FAST_CUDA
+// Half and BFloat16 too, and heads of up to 128 elements. The backward pass takes three launches.
+template <class T>
+cudaError_t launch_prefix_attention(const PrefixAttentionParams<T>& p, cudaStream_t stream);
+
+template <class T>
+cudaError_t launch_prefix_attention_backward(const PrefixAttentionParams<T>& p, cudaStream_t stream);
+#endif
 
 }  // namespace tpt_fast

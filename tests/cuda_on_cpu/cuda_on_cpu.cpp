@@ -247,7 +247,8 @@ void resolve_barrier() {
   }
   if (other || waiting->state != State::kBarrier) {
     m.failed = true;
-    m.error = "divergence: " + describe(*waiting) + (other ? " while " + describe(*other) : " for lanes that never come");
+    m.error =
+        "divergence: " + describe(*waiting) + (other ? " while " + describe(*other) : " for lanes that never come");
     return;
   }
   int count = 0;
@@ -321,7 +322,8 @@ uint64_t collective(const char* name, unsigned mask, Complete complete, uint64_t
   self.in = in;
   self.arg = arg;
   self.width = width;
-  if (!(mask >> (self.index % kWarp) & 1)) fail(std::string(name) + " at " + place(where) + ": mask leaves out its caller");
+  if (!(mask >> (self.index % kWarp) & 1))
+    fail(std::string(name) + " at " + place(where) + ": mask leaves out its caller");
   try_complete(self);
   to_scheduler();
   return self.out;

@@ -26,4 +26,3 @@ inline void check(cudaError_t error) {
     throw std::runtime_error(std::string(cudaGetErrorString(error)) + (detail.empty() ? "" : ": " + detail));
   }
 }
-

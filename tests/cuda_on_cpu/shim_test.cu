@@ -1,4 +1,5 @@
-// Kernels that show what the shim does, right ones and wrong ones. Bound in module.cpp, run by test_cuda_on_cpu_shim.py.
+// Kernels that show what the shim does, right ones and wrong ones. Bound in module.cpp, run by
+// test_cuda_on_cpu_shim.py.
 #include "../../csrc/common.cuh"
 #include "shim_test.h"
 

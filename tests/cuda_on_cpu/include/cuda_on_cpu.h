@@ -89,6 +89,6 @@ T from_bits(uint64_t bits) {
 }  // namespace cuda_on_cpu
 
 // A static __shared__ array: CUDA_ON_CPU_SHARED(float, partial, [32]);
-#define CUDA_ON_CPU_SHARED(type, name, extent)                                   \
+#define CUDA_ON_CPU_SHARED(type, name, extent)                                  \
   static const ::cuda_on_cpu::StaticShared name##_storage(sizeof(type extent)); \
   auto& name = *static_cast<type(*) extent>(name##_storage.get())

@@ -32,14 +32,10 @@ extern Index3View threadIdx, blockIdx;
 extern dim3 blockDim, gridDim;
 constexpr int warpSize = 32;
 
-#define CUDA_ON_CPU_VECTOR(type, name)                                                                          \
-  struct alignas(2 * sizeof(type)) name##2 {                                                                    \
-    type x, y;                                                                                                  \
-  };                                                                                                            \
-  struct alignas(4 * sizeof(type) < 16 ? 4 * sizeof(type) : 16) name##4 {                                       \
-    type x, y, z, w;                                                                                            \
-  };                                                                                                            \
-  inline name##2 make_##name##2(type x, type y) { return {x, y}; }                                              \
+#define CUDA_ON_CPU_VECTOR(type, name)                                                        \
+  struct alignas(2 * sizeof(type)) name##2 { type x, y; };                                    \
+  struct alignas(4 * sizeof(type) < 16 ? 4 * sizeof(type) : 16) name##4 { type x, y, z, w; }; \
+  inline name##2 make_##name##2(type x, type y) { return {x, y}; }                            \
   inline name##4 make_##name##4(type x, type y, type z, type w) { return {x, y, z, w}; }
 CUDA_ON_CPU_VECTOR(float, float)
 CUDA_ON_CPU_VECTOR(int, int)
@@ -125,13 +121,13 @@ inline void __syncwarp(unsigned mask = 0xffffffffu, std::source_location where =
   cuda_on_cpu::collective("__syncwarp", mask, cuda_on_cpu::meet, 0, 0, 32, where);
 }
 
-#define CUDA_ON_CPU_SHUFFLE(name, source, argument)                                                                   \
-  template <class T>                                                                                                  \
-  T name(unsigned mask, T value, argument arg, int width = 32,                                                        \
-         std::source_location where = std::source_location::current()) {                                              \
-    const uint64_t bits = cuda_on_cpu::to_bits(value);                                                                \
+#define CUDA_ON_CPU_SHUFFLE(name, source, argument)                                                                  \
+  template <class T>                                                                                                 \
+  T name(unsigned mask, T value, argument arg, int width = 32,                                                       \
+         std::source_location where = std::source_location::current()) {                                             \
+    const uint64_t bits = cuda_on_cpu::to_bits(value);                                                               \
     return cuda_on_cpu::from_bits<T>(cuda_on_cpu::collective(#name, mask, cuda_on_cpu::shuffle<cuda_on_cpu::source>, \
-                                                             bits, static_cast<int>(arg), width, where));             \
+                                                             bits, static_cast<int>(arg), width, where));            \
   }
 CUDA_ON_CPU_SHUFFLE(__shfl_sync, shuffle_index, int)
 CUDA_ON_CPU_SHUFFLE(__shfl_up_sync, shuffle_up, unsigned)
@@ -139,19 +135,19 @@ CUDA_ON_CPU_SHUFFLE(__shfl_down_sync, shuffle_down, unsigned)
 CUDA_ON_CPU_SHUFFLE(__shfl_xor_sync, shuffle_xor, int)
 #undef CUDA_ON_CPU_SHUFFLE
 
-#define CUDA_ON_CPU_REDUCE(name, fold)                                                                          \
-  template <class T, class = std::enable_if_t<std::is_same_v<T, int> || std::is_same_v<T, unsigned>>>           \
-  T name(unsigned mask, T value, std::source_location where = std::source_location::current()) {                \
-    const auto complete = [](cuda_on_cpu::Thread* const* lanes, unsigned, unsigned present) {                   \
-      cuda_on_cpu::fold_lanes<T>(lanes, present, [](T a, T b) { return fold; });                                \
-    };                                                                                                          \
-    const uint64_t bits = cuda_on_cpu::to_bits(value);                                                          \
-    return cuda_on_cpu::from_bits<T>(cuda_on_cpu::collective(#name, mask, complete, bits, 0, 32, where));       \
+#define CUDA_ON_CPU_REDUCE(name, fold)                                                                    \
+  template <class T, class = std::enable_if_t<std::is_same_v<T, int> || std::is_same_v<T, unsigned>>>     \
+  T name(unsigned mask, T value, std::source_location where = std::source_location::current()) {          \
+    const auto complete = [](cuda_on_cpu::Thread* const* lanes, unsigned, unsigned present) {             \
+      cuda_on_cpu::fold_lanes<T>(lanes, present, [](T a, T b) { return fold; });                          \
+    };                                                                                                    \
+    const uint64_t bits = cuda_on_cpu::to_bits(value);                                                    \
+    return cuda_on_cpu::from_bits<T>(cuda_on_cpu::collective(#name, mask, complete, bits, 0, 32, where)); \
   }
 CUDA_ON_CPU_REDUCE(__reduce_add_sync, static_cast<T>(static_cast<unsigned>(a) + static_cast<unsigned>(b)))
 CUDA_ON_CPU_REDUCE(__reduce_min_sync, a < b ? a : b)
 CUDA_ON_CPU_REDUCE(__reduce_max_sync, a < b ? b : a)
-CUDA_ON_CPU_REDUCE(__reduce_and_sync, a & b)
+CUDA_ON_CPU_REDUCE(__reduce_and_sync, a& b)
 CUDA_ON_CPU_REDUCE(__reduce_or_sync, a | b)
 CUDA_ON_CPU_REDUCE(__reduce_xor_sync, a ^ b)
 #undef CUDA_ON_CPU_REDUCE
@@ -170,19 +166,19 @@ inline int __all_sync(unsigned mask, int predicate, std::source_location where =
 
 // --- atomics, on integers only: a sum of floats in no particular order is no result ---
 
-#define CUDA_ON_CPU_ATOMIC(name, expression)                                \
-  template <class T, class = std::enable_if_t<std::is_integral_v<T>>>       \
-  T name(T* address, std::type_identity_t<T> value) {                       \
-    const T old = *address;                                                 \
-    *address = static_cast<T>(expression);                                  \
-    return old;                                                             \
+#define CUDA_ON_CPU_ATOMIC(name, expression)                          \
+  template <class T, class = std::enable_if_t<std::is_integral_v<T>>> \
+  T name(T* address, std::type_identity_t<T> value) {                 \
+    const T old = *address;                                           \
+    *address = static_cast<T>(expression);                            \
+    return old;                                                       \
   }
 CUDA_ON_CPU_ATOMIC(atomicAdd, static_cast<std::make_unsigned_t<T>>(old) + static_cast<std::make_unsigned_t<T>>(value))
 CUDA_ON_CPU_ATOMIC(atomicSub, static_cast<std::make_unsigned_t<T>>(old) - static_cast<std::make_unsigned_t<T>>(value))
 CUDA_ON_CPU_ATOMIC(atomicInc, old >= value ? 0 : old + 1)
 CUDA_ON_CPU_ATOMIC(atomicMax, old < value ? value : old)
 CUDA_ON_CPU_ATOMIC(atomicMin, old < value ? old : value)
-CUDA_ON_CPU_ATOMIC(atomicAnd, old & value)
+CUDA_ON_CPU_ATOMIC(atomicAnd, old& value)
 CUDA_ON_CPU_ATOMIC(atomicOr, old | value)
 CUDA_ON_CPU_ATOMIC(atomicExch, value)
 #undef CUDA_ON_CPU_ATOMIC
