@@ -104,8 +104,8 @@ void transpose(const uint8_t* in, int64_t in_pitch, uint8_t* out, int64_t out_pi
 }
 
 bool vertical_first(const ViewsGeometry& p, const int32_t* spec) {
-  return p.vertical_first_when_taller && spec[kHeight] > spec[kOutHeight] &&
-         int64_t{spec[kHeight]} - spec[kOutHeight] > 2 * (int64_t{spec[kWidth]} - spec[kOutWidth]);
+  return tpt_fast::vertical_first(p.vertical_first_when_taller, spec[kHeight], spec[kWidth], spec[kOutHeight],
+                                  spec[kOutWidth]);
 }
 
 ResizeAxis axis_of(const int32_t* spec, bool horizontal) {

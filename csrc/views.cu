@@ -96,9 +96,7 @@ __global__ void __launch_bounds__(kThreads, 4) views_kernel(const ViewsParams<T>
   for (int i = threadIdx.x; i < 3 * 256; i += kThreads) table[i] = p.table[i];
 
   Rgb sums[kRows];
-  const bool height_first = p.vertical_first_when_taller && spec[kHeight] > spec[kOutHeight] &&
-                            int64_t{spec[kHeight]} - spec[kOutHeight] > 2 * (int64_t{spec[kWidth]} - spec[kOutWidth]);
-  if (height_first) {
+  if (vertical_first(p.vertical_first_when_taller, spec[kHeight], spec[kWidth], spec[kOutHeight], spec[kOutWidth])) {
     const int end = horizontal.first(x1 - 1) + horizontal.count(x1 - 1);
     for (int begin = horizontal.first(x0); begin < end; begin += kChunkColumns) {
       const int columns = min(kChunkColumns, end - begin);

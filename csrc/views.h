@@ -28,8 +28,7 @@ struct ViewsGeometry {
   int64_t width;         // W
   int64_t views;         // N
   int64_t size;          // S, pixels
-  // Pillow >= 13 resizes the height first where height - out_height > 2 (width - out_width) and height > out_height;
-  // before that the width was always first. Each pass rounds to bytes, so the order shows.
+  // The pass order of Pillow >= 13, or that of earlier ones: see vertical_first in views_weights.h.
   bool vertical_first_when_taller;
 
   // Scratch of the CPU functions, of the sizes that views_scratch returns.

@@ -88,6 +88,15 @@ TPT_FAST_HOST_DEVICE int32_t fixed_weight(const ResizeAxis& axis, const Taps& ta
   return static_cast<int32_t>(scaled < 0.0 ? scaled - 0.5 : scaled + 0.5);
 }
 
+// Whether Pillow resizes the height before the width. Each pass rounds to bytes, so the order shows. From Pillow 13 on
+// (`when_taller`) the height comes first where it shrinks by more than twice what the width does; before that only for
+// slivers over a hundred times as tall as wide.
+TPT_FAST_HOST_DEVICE bool vertical_first(bool when_taller, int64_t height, int64_t width, int64_t out_height,
+                                         int64_t out_width) {
+  if (height <= out_height) return false;
+  return when_taller ? height - out_height > 2 * (width - out_width) : height > 100 * width;
+}
+
 // Rounds, shifts and clamps an accumulated sum of weight * pixel.
 TPT_FAST_HOST_DEVICE uint8_t pixel_of_sum(int32_t sum) {
   const int32_t value = (sum + (1 << (kWeightBits - 1))) >> kWeightBits;

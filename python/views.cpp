@@ -10,6 +10,7 @@
 #include <atomic>
 
 #include "checks.h"
+#include "device.h"
 
 namespace tpt_fast {
 namespace {
@@ -103,9 +104,9 @@ void check(const Tensor& image, const Tensor& specs, const Tensor& table, int64_
                   "specs: expected image, specs and table on one device");
 }
 
-Tensor views_cpu(const Tensor& image, const Tensor& specs, const Tensor& table, int64_t size, bool vertical_first) {
-  check(image, specs, table, size);
-  const auto run = [&](auto& p, const Tensor& out) { run_on_cpu(p, image, out); };
+template <class Run>
+Tensor by_size(const Tensor& image, const Tensor& specs, const Tensor& table, int64_t size, bool vertical_first,
+               Run run) {
   switch (table.element_size()) {
     case 4:
       return views<uint32_t>(image, specs, table, size, vertical_first, run);
@@ -116,7 +117,37 @@ Tensor views_cpu(const Tensor& image, const Tensor& specs, const Tensor& table, 
   }
 }
 
+Tensor views_cpu(const Tensor& image, const Tensor& specs, const Tensor& table, int64_t size, bool vertical_first) {
+  check(image, specs, table, size);
+  return by_size(image, specs, table, size, vertical_first,
+                 [&](auto& p, const Tensor& out) { run_on_cpu(p, image, out); });
+}
+
+#ifdef TPT_FAST_CUDA
+template <class T>
+void run_on_cuda(ViewsParams<T>& p, const Tensor& like, const OnDevice& device) {
+  p.max_taps = views_max_taps(p.height, p.width, p.size);
+  Tensor weights = empty(like, {p.views, 2, p.size, 2 + p.max_taps}, ScalarType::Int),
+         pixels = empty(like, {p.height, p.width}, ScalarType::Int);
+  p.weights = weights.mutable_data_ptr<int32_t>();
+  p.pixels = static_cast<uint32_t*>(pixels.mutable_data_ptr());
+  check_launch(launch_views(p, device.stream()), "views");
+}
+
+Tensor views_cuda(const Tensor& image, const Tensor& specs, const Tensor& table, int64_t size, bool vertical_first) {
+  check(image, specs, table, size);
+  const OnDevice device(image);
+  check_device(specs, "specs", image);
+  check_device(table, "table", image);
+  return by_size(image, specs, table, size, vertical_first,
+                 [&](auto& p, const Tensor&) { run_on_cuda(p, image, device); });
+}
+#endif
+
 }  // namespace
 }  // namespace tpt_fast
 
 STABLE_TORCH_LIBRARY_IMPL(tpt_fast, CPU, m) { m.impl("views", TORCH_BOX(&tpt_fast::views_cpu)); }
+#ifdef TPT_FAST_CUDA
+STABLE_TORCH_LIBRARY_IMPL(tpt_fast, CUDA, m) { m.impl("views", TORCH_BOX(&tpt_fast::views_cuda)); }
+#endif

@@ -55,7 +55,7 @@ def assert_equals_pil(image, boxes, size):
 
 SIZES = [
     (375, 500, 224), (500, 375, 224), (333, 500, 97), (224, 224, 224), (1, 1, 8), (1, 40, 16), (40, 1, 16), (2, 3, 5),
-    (700, 90, 64), (90, 700, 64), (31, 33, 224), (17, 16, 15), (64, 64, 1), (800, 300, 65),
+    (700, 90, 64), (90, 700, 64), (31, 33, 224), (17, 16, 15), (64, 64, 1), (800, 300, 65), (640, 6, 3),
 ]  # fmt: skip
 
 
@@ -82,6 +82,17 @@ def test_both_pass_orders_equal_the_reference(vertical_first):
     got = views(image, specs, BYTES, 50, vertical_first)
     assert torch.equal(got, reference(image, specs, BYTES, 50, vertical_first))
     assert not torch.equal(got, views(image, specs, BYTES, 50, not vertical_first))
+
+
+def test_slivers_change_the_order_before_pillow_13():
+    image = noise(400, 3, contrast=100.0)
+    specs = torch.tensor([[0, 0, 400, 3, 398, 2, top, 0, 0, 0] for top in range(0, 396, 2)]).int()
+    expected = torch.from_numpy(np.array(Image.fromarray(image.numpy()).resize((2, 398), Image.BILINEAR)))
+    strip = {order: views(image, specs, BYTES, 2, order) for order in (False, True)}
+    assert not torch.equal(strip[False], strip[True])
+    assert torch.equal(strip[INSTALLED_IS_13].permute(0, 2, 3, 1).flatten(0, 1), expected[:396])
+    for order, got in strip.items():
+        assert torch.equal(got, reference(image, specs, BYTES, 2, order))
 
 
 def test_bicubic_boxes_with_windows_equal_the_reference():

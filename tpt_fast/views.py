@@ -26,10 +26,10 @@ PASS_ORDERS = ("pillow-12", "pillow-13")
 
 
 def pass_order() -> str:
-    """The order in which the installed Pillow resizes: "pillow-12" (and before) does the width first.
+    """The order in which the installed Pillow resizes: "pillow-12" (and before) does the width first, but for slivers.
 
-    "pillow-13" (and after, and where there is no Pillow) does the height first where the box is much the taller. Each
-    pass rounds to bytes, so views made in another order differ in the last bit; see :func:`tpt_fast.ops.views`.
+    "pillow-13" (and after, and where there is no Pillow) does the height first where it shrinks much the more. Each
+    pass rounds to bytes, so views made in another order differ in the last bit; see :func:`tpt_fast.ops.views.views`.
     """
     try:
         from PIL import __version__
@@ -127,7 +127,7 @@ def _central_box(height: int, width: int, ratio: tuple[float, float]) -> tuple[i
 
 
 def view_specs(height: int, width: int, boxes: Tensor, size: int) -> Tensor:
-    """Rows for :func:`tpt_fast.ops.views`: view 0, then one view a box.
+    """Rows for :func:`tpt_fast.ops.views.views`: view 0, then one view a box.
 
     View 0 is torchvision's ``Resize(size, bicubic)`` of the shorter side and ``CenterCrop(size)``; the others are
     bilinear resized crops, mirrored where asked.

@@ -46,8 +46,9 @@ def views(image: Tensor, specs: Tensor, table: Tensor, size: int, vertical_first
             normalisation (see :func:`tpt_fast.views.normalisation_table`).
         size: S, in 1..32768.
         vertical_first_when_taller: the pass order of Pillow >= 13, which resizes the height first exactly where
-            ``height > out_height`` and ``height - out_height > 2 * (width - out_width)``. False: always the width
-            first, as before Pillow 13. Both passes round to bytes, so the order shows in the last bit.
+            ``height > out_height`` and ``height - out_height > 2 * (width - out_width)``. False: the order before
+            Pillow 13, which does so only where ``height > out_height`` and ``height > 100 * width``. Both passes round
+            to bytes, so the order shows in the last bit.
 
     Returns:
         [N, 3, S, S] in the type of ``table``.

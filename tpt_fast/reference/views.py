@@ -58,8 +58,11 @@ def _view(image: Tensor, spec: list[int], size: int, vertical_first_when_taller:
     pixels = image[top : top + height, left : left + width].double()
     vertical = resize_weights(filter, height, out_height, window_top, size, image.device)
     horizontal = resize_weights(filter, width, out_width, window_left, size, image.device)
-    taller = height > out_height and height - out_height > 2 * (width - out_width)
-    if vertical_first_when_taller and taller:
+    if vertical_first_when_taller:  # Pillow >= 13
+        vertical_first = height > out_height and height - out_height > 2 * (width - out_width)
+    else:
+        vertical_first = height > out_height and height > 100 * width
+    if vertical_first:
         pixels = _weighted(horizontal, _weighted(vertical, pixels).transpose(0, 1)).transpose(0, 1)
     else:
         pixels = _weighted(vertical, _weighted(horizontal, pixels.transpose(0, 1)).transpose(0, 1))
