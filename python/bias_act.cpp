@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "checks.h"
+#include "device.h"
 
 namespace tpt_fast {
 namespace {
@@ -11,45 +12,79 @@ using torch::stable::contiguous;
 
 constexpr int64_t kElementsAtOnce = 1 << 14;
 
-// `grad` is null in the forward pass.
-template <class T>
-Tensor bias_act(const Tensor& x_in, const std::optional<Tensor>& bias_in, bool quick, const Tensor* grad_in) {
+// Checks, allocates and fills the parameters; `run` computes. `grad` is null in the forward pass.
+template <class T, class Run>
+Tensor bias_act(const Tensor& x_in, const std::optional<Tensor>& bias_in, bool quick, const Tensor* grad_in, Run run) {
   const Tensor x = contiguous(x_in);
   STD_TORCH_CHECK(x.dim() >= 1, "x: expected [..., width], got ", shape_string(x));
   const int64_t width = x.size(-1), rows = width ? x.numel() / width : 0;
-  BiasActParams<T> p{x.const_data_ptr<T>(), nullptr, nullptr, nullptr, rows, width, quick};
+  BiasActParams<T> p{static_cast<const T*>(x.const_data_ptr()), nullptr, nullptr, nullptr, rows, width, quick};
   Tensor bias, grad, out = torch::stable::empty_like(x);
   if (bias_in) {
     check_shape(*bias_in, "bias", {width});
-    check_dtype(*bias_in, "bias", {x.scalar_type()});
+    check_dtype(*bias_in, "bias", {accumulate_type(x.scalar_type())});
     bias = contiguous(*bias_in);
-    p.bias = bias.const_data_ptr<T>();
+    p.bias = bias.const_data_ptr<Accumulate<T>>();
   }
   if (grad_in) {
     STD_TORCH_CHECK(grad_in->sizes().equals(x.sizes()), "grad: expected the shape of x, ", shape_string(x), ", got ",
                     shape_string(*grad_in));
     check_dtype(*grad_in, "grad", {x.scalar_type()});
     grad = contiguous(*grad_in);
-    p.grad = grad.const_data_ptr<T>();
+    p.grad = static_cast<const T*>(grad.const_data_ptr());
   }
-  p.out = out.mutable_data_ptr<T>();
-  torch::stable::parallel_for(0, rows, 1 + kElementsAtOnce / (width + 1), [&](int64_t begin, int64_t end) {
-    grad_in ? bias_act_backward(p, begin, end) : bias_act_forward(p, begin, end);
-  });
+  p.out = static_cast<T*>(out.mutable_data_ptr());
+  run(p);
   return out;
 }
 
-Tensor run(const Tensor& x, const std::optional<Tensor>& bias, bool quick, const Tensor* grad) {
+Tensor on_cpu(const Tensor& x, const std::optional<Tensor>& bias, bool quick, const Tensor* grad) {
   check_dtype(x, "x", {ScalarType::Float, ScalarType::Double});
-  return x.scalar_type() == ScalarType::Float ? bias_act<float>(x, bias, quick, grad)
-                                              : bias_act<double>(x, bias, quick, grad);
+  const auto run = [&](const auto& p) {
+    torch::stable::parallel_for(0, p.rows, 1 + kElementsAtOnce / (p.width + 1), [&](int64_t begin, int64_t end) {
+      grad ? bias_act_backward(p, begin, end) : bias_act_forward(p, begin, end);
+    });
+  };
+  return x.scalar_type() == ScalarType::Float ? bias_act<float>(x, bias, quick, grad, run)
+                                              : bias_act<double>(x, bias, quick, grad, run);
 }
 
-Tensor forward_cpu(const Tensor& x, std::optional<Tensor> bias, bool quick) { return run(x, bias, quick, nullptr); }
+Tensor forward_cpu(const Tensor& x, std::optional<Tensor> bias, bool quick) { return on_cpu(x, bias, quick, nullptr); }
 
 Tensor backward_cpu(const Tensor& grad, const Tensor& x, std::optional<Tensor> bias, bool quick) {
-  return run(x, bias, quick, &grad);
+  return on_cpu(x, bias, quick, &grad);
 }
+
+#ifdef TPT_FAST_CUDA
+Tensor on_cuda(const Tensor& x, const std::optional<Tensor>& bias, bool quick, const Tensor* grad) {
+  const OnDevice device(x);
+  if (bias) check_device(*bias, "bias", x);
+  if (grad) check_device(*grad, "grad", x);
+  const auto run = [&](const auto& p) {
+    check_launch(grad ? launch_bias_act_backward(p, device.stream()) : launch_bias_act_forward(p, device.stream()),
+                 "bias_act");
+  };
+  switch (x.scalar_type()) {
+    case ScalarType::Float:
+      return bias_act<float>(x, bias, quick, grad, run);
+    case ScalarType::Half:
+      return bias_act<Half>(x, bias, quick, grad, run);
+    case ScalarType::BFloat16:
+      return bias_act<BFloat16>(x, bias, quick, grad, run);
+    default:
+      check_dtype(x, "x", {ScalarType::Double});
+      return bias_act<double>(x, bias, quick, grad, run);
+  }
+}
+
+Tensor forward_cuda(const Tensor& x, std::optional<Tensor> bias, bool quick) {
+  return on_cuda(x, bias, quick, nullptr);
+}
+
+Tensor backward_cuda(const Tensor& grad, const Tensor& x, std::optional<Tensor> bias, bool quick) {
+  return on_cuda(x, bias, quick, &grad);
+}
+#endif
 
 }  // namespace
 }  // namespace tpt_fast
@@ -58,3 +93,9 @@ STABLE_TORCH_LIBRARY_IMPL(tpt_fast, CPU, m) {
   m.impl("bias_act", TORCH_BOX(&tpt_fast::forward_cpu));
   m.impl("bias_act_backward", TORCH_BOX(&tpt_fast::backward_cpu));
 }
+#ifdef TPT_FAST_CUDA
+STABLE_TORCH_LIBRARY_IMPL(tpt_fast, CUDA, m) {
+  m.impl("bias_act", TORCH_BOX(&tpt_fast::forward_cuda));
+  m.impl("bias_act_backward", TORCH_BOX(&tpt_fast::backward_cuda));
+}
+#endif

@@ -47,6 +47,11 @@ inline void check_range(int64_t value, const char* name, int64_t low, int64_t hi
   STD_TORCH_CHECK(low <= value && value <= high, name, ": expected ", low, " to ", high, ", got ", value);
 }
 
+// The type that arithmetic on `dtype` is done in.
+inline ScalarType accumulate_type(ScalarType dtype) {
+  return dtype == ScalarType::Half || dtype == ScalarType::BFloat16 ? ScalarType::Float : dtype;
+}
+
 // A tensor on the device of `like`.
 inline Tensor empty(const Tensor& like, std::initializer_list<int64_t> shape, ScalarType dtype) {
   return torch::stable::new_empty(like, shape, dtype);

@@ -2,9 +2,12 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include <map>
+#include <mutex>
 #include <tuple>
 
 #include "checks.h"
+#include "device.h"
 
 namespace tpt_fast {
 namespace {
@@ -67,7 +70,44 @@ Outputs objective_cpu(const Tensor& logits, int64_t n_selected, std::optional<Te
                                                    : on_cpu<double>(logits, n_selected, selected);
 }
 
+#ifdef TPT_FAST_CUDA
+// Counters that are zero. Launches leave them so, and launches on one stream follow each other, so one set a stream
+// will do; a graph, which may be replayed on any stream, zeroes a set of its own.
+Tensor zero_counters(const Tensor& like, int64_t count, const OnDevice& device) {
+  cudaStreamCaptureStatus capturing = cudaStreamCaptureStatusNone;
+  check_launch(cudaStreamIsCapturing(device.stream(), &capturing), "objective");
+  if (capturing != cudaStreamCaptureStatusNone) return torch::stable::new_zeros(like, {count}, ScalarType::Int);
+  static std::mutex mutex;
+  // Never destroyed: torch may be gone before this library's destructors run.
+  static auto& counters = *new std::map<std::pair<int32_t, cudaStream_t>, Tensor>;
+  const std::lock_guard lock(mutex);
+  Tensor& own = counters[{device.index(), device.stream()}];
+  if (!own.defined() || own.numel() < count) own = torch::stable::new_zeros(like, {count}, ScalarType::Int);
+  return own;
+}
+
+template <class T>
+Outputs on_cuda(const Tensor& logits, int64_t n_selected, const std::optional<Tensor>& selected) {
+  const OnDevice device(logits);
+  if (selected) check_device(*selected, "selected", logits);
+  return objective<T>(logits, n_selected, selected, [&](ObjectiveParams<T> p) {
+    const Tensor arrived = zero_counters(logits, p.batch, device);
+    p.arrived = static_cast<uint32_t*>(arrived.mutable_data_ptr());
+    check_launch(launch_objective(p, device.stream()), "objective");
+  });
+}
+
+Outputs objective_cuda(const Tensor& logits, int64_t n_selected, std::optional<Tensor> selected) {
+  check_dtype(logits, "logits", {ScalarType::Float, ScalarType::Double});
+  return logits.scalar_type() == ScalarType::Float ? on_cuda<float>(logits, n_selected, selected)
+                                                   : on_cuda<double>(logits, n_selected, selected);
+}
+#endif
+
 }  // namespace
 }  // namespace tpt_fast
 
 STABLE_TORCH_LIBRARY_IMPL(tpt_fast, CPU, m) { m.impl("objective", TORCH_BOX(&tpt_fast::objective_cpu)); }
+#ifdef TPT_FAST_CUDA
+STABLE_TORCH_LIBRARY_IMPL(tpt_fast, CUDA, m) { m.impl("objective", TORCH_BOX(&tpt_fast::objective_cuda)); }
+#endif

@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "checks.h"
+#include "device.h"
 
 namespace tpt_fast {
 namespace {
@@ -33,8 +34,8 @@ PrefixAttentionParams<T> params(const Tensor& q, const Tensor& kv, const Tensor&
   check_dense_rows(q, "q");
   check_dense_rows(kv, "kv");
   PrefixAttentionParams<T> p{};
-  p.q = q.const_data_ptr<T>(), p.q_batch = q.stride(0), p.q_row = q.stride(1);
-  p.kv = kv.const_data_ptr<T>(), p.kv_batch = kv.stride(0), p.kv_row = kv.stride(1);
+  p.q = static_cast<const T*>(q.const_data_ptr()), p.q_batch = q.stride(0), p.q_row = q.stride(1);
+  p.kv = static_cast<const T*>(kv.const_data_ptr()), p.kv_batch = kv.stride(0), p.kv_row = kv.stride(1);
   p.offsets = offsets.const_data_ptr<int64_t>();
   p.batch = batch, p.rows = rows, p.prefix = prefix, p.classes = classes, p.width = width, p.heads = heads;
   p.last_only = q.size(1) != rows;
@@ -58,24 +59,22 @@ void check_offsets(const PrefixAttentionParams<T>& p) {
                   p.prefix);
 }
 
-template <class T>
-Tensor forward(const Tensor& q, const Tensor& kv, const Tensor& offsets_in, int64_t prefix, int64_t heads) {
+// Both fill the parameters and allocate; `run` looks at the offsets if it can, and computes.
+template <class T, class Run>
+Tensor forward(const Tensor& q, const Tensor& kv, const Tensor& offsets_in, int64_t prefix, int64_t heads, Run run) {
   const Tensor offsets = torch::stable::contiguous(offsets_in);
   PrefixAttentionParams<T> p = params<T>(q, kv, offsets, prefix, heads);
-  check_offsets(p);
   Tensor out = empty(q, {p.batch, p.queries(), p.width}, q.scalar_type());
-  p.out = out.mutable_data_ptr<T>();
-  parallel_for(0, p.batch * (p.classes + 1), 4,
-               [&](int64_t begin, int64_t end) { prefix_attention_forward(p, begin, end); });
+  p.out = static_cast<T*>(out.mutable_data_ptr());
+  run(p);
   return out;
 }
 
-template <class T>
+template <class T, class Run>
 void backward(const Tensor& grad_in, const Tensor& q, const Tensor& kv, const Tensor& offsets_in, int64_t prefix,
-              int64_t heads, Tensor& grad_q, Tensor& grad_kv) {
+              int64_t heads, Tensor& grad_q, Tensor& grad_kv, Run run) {
   const Tensor offsets = torch::stable::contiguous(offsets_in), grad = torch::stable::contiguous(grad_in);
   PrefixAttentionParams<T> p = params<T>(q, kv, offsets, prefix, heads);
-  check_offsets(p);
   check_shape(grad, "grad", {p.batch, p.queries(), p.width});
   check_shape(grad_q, "grad_q", {p.batch, p.queries(), p.width});
   check_shape(grad_kv, "grad_kv", {p.batch, p.rows, 2 * p.width});
@@ -84,28 +83,86 @@ void backward(const Tensor& grad_in, const Tensor& q, const Tensor& kv, const Te
   for (const auto& [t, name] : {std::pair{&grad, "grad"}, std::pair{&std::as_const(grad_q), "grad_q"},
                                 std::pair{&std::as_const(grad_kv), "grad_kv"}})
     check_dtype(*t, name, {kv.scalar_type()});
-  Tensor partial = empty(kv, {p.batch, p.blocks(), p.prefix, 2 * p.width}, kv.scalar_type());
-  p.grad = grad.const_data_ptr<T>();
-  p.grad_q = grad_q.mutable_data_ptr<T>(), p.grad_q_batch = grad_q.stride(0), p.grad_q_row = grad_q.stride(1);
-  p.grad_kv = grad_kv.mutable_data_ptr<T>(), p.grad_kv_batch = grad_kv.stride(0), p.grad_kv_row = grad_kv.stride(1);
-  p.partial = partial.mutable_data_ptr<T>();
+  Tensor partial = empty(kv, {p.batch, p.blocks(), p.prefix, 2 * p.width}, accumulate_type(kv.scalar_type()));
+  p.grad = static_cast<const T*>(grad.const_data_ptr());
+  p.grad_q = static_cast<T*>(grad_q.mutable_data_ptr());
+  p.grad_q_batch = grad_q.stride(0), p.grad_q_row = grad_q.stride(1);
+  p.grad_kv = static_cast<T*>(grad_kv.mutable_data_ptr());
+  p.grad_kv_batch = grad_kv.stride(0), p.grad_kv_row = grad_kv.stride(1);
+  p.partial = partial.mutable_data_ptr<Accumulate<T>>();
+  run(p);
+}
+
+const auto run_forward = [](const auto& p) {
+  check_offsets(p);
+  parallel_for(0, p.batch * (p.classes + 1), 4,
+               [&](int64_t begin, int64_t end) { prefix_attention_forward(p, begin, end); });
+};
+
+const auto run_backward = [](const auto& p) {
+  check_offsets(p);
   parallel_for(0, p.batch * p.blocks(), 1,
                [&](int64_t begin, int64_t end) { prefix_attention_backward_classes(p, begin, end); });
   parallel_for(0, p.batch, 1, [&](int64_t begin, int64_t end) { prefix_attention_backward_prefix(p, begin, end); });
-}
+};
 
 Tensor forward_cpu(const Tensor& q, const Tensor& kv, const Tensor& offsets, int64_t prefix, int64_t heads) {
   check_dtype(kv, "kv", {ScalarType::Float, ScalarType::Double});
-  return kv.scalar_type() == ScalarType::Float ? forward<float>(q, kv, offsets, prefix, heads)
-                                               : forward<double>(q, kv, offsets, prefix, heads);
+  return kv.scalar_type() == ScalarType::Float ? forward<float>(q, kv, offsets, prefix, heads, run_forward)
+                                               : forward<double>(q, kv, offsets, prefix, heads, run_forward);
 }
 
 void backward_cpu(const Tensor& grad, const Tensor& q, const Tensor& kv, const Tensor& offsets, int64_t prefix,
                   int64_t heads, Tensor grad_q, Tensor grad_kv) {
   check_dtype(kv, "kv", {ScalarType::Float, ScalarType::Double});
-  kv.scalar_type() == ScalarType::Float ? backward<float>(grad, q, kv, offsets, prefix, heads, grad_q, grad_kv)
-                                        : backward<double>(grad, q, kv, offsets, prefix, heads, grad_q, grad_kv);
+  kv.scalar_type() == ScalarType::Float
+      ? backward<float>(grad, q, kv, offsets, prefix, heads, grad_q, grad_kv, run_backward)
+      : backward<double>(grad, q, kv, offsets, prefix, heads, grad_q, grad_kv, run_backward);
 }
+
+#ifdef TPT_FAST_CUDA
+Tensor forward_cuda(const Tensor& q, const Tensor& kv, const Tensor& offsets, int64_t prefix, int64_t heads) {
+  const OnDevice device(q);
+  for (const Tensor* t : {&kv, &offsets}) check_device(*t, "kv and offsets", q);
+  const auto run = [&](const auto& p) {
+    check_launch(launch_prefix_attention(p, device.stream()), "prefix_attention");
+  };
+  switch (kv.scalar_type()) {
+    case ScalarType::Float:
+      return forward<float>(q, kv, offsets, prefix, heads, run);
+    case ScalarType::Half:
+      return forward<Half>(q, kv, offsets, prefix, heads, run);
+    case ScalarType::BFloat16:
+      return forward<BFloat16>(q, kv, offsets, prefix, heads, run);
+    default:
+      check_dtype(kv, "kv", {ScalarType::Double});
+  }
+  return forward<double>(q, kv, offsets, prefix, heads, run);
+}
+
+void backward_cuda(const Tensor& grad, const Tensor& q, const Tensor& kv, const Tensor& offsets, int64_t prefix,
+                   int64_t heads, Tensor grad_q, Tensor grad_kv) {
+  const OnDevice device(q);
+  for (const Tensor* t : {&grad, &kv, &offsets, &std::as_const(grad_q), &std::as_const(grad_kv)})
+    check_device(*t, "grad, kv, offsets, grad_q and grad_kv", q);
+  const auto run = [&]<class T>(PrefixAttentionParams<T> p) {
+    Tensor stats = empty(kv, {p.batch, p.heads, p.queries(), 2}, accumulate_type(kv.scalar_type()));
+    p.stats = stats.mutable_data_ptr<Accumulate<T>>();
+    check_launch(launch_prefix_attention_backward(p, device.stream()), "prefix_attention_backward");
+  };
+  switch (kv.scalar_type()) {
+    case ScalarType::Float:
+      return backward<float>(grad, q, kv, offsets, prefix, heads, grad_q, grad_kv, run);
+    case ScalarType::Half:
+      return backward<Half>(grad, q, kv, offsets, prefix, heads, grad_q, grad_kv, run);
+    case ScalarType::BFloat16:
+      return backward<BFloat16>(grad, q, kv, offsets, prefix, heads, grad_q, grad_kv, run);
+    default:
+      check_dtype(kv, "kv", {ScalarType::Double});
+  }
+  backward<double>(grad, q, kv, offsets, prefix, heads, grad_q, grad_kv, run);
+}
+#endif
 
 }  // namespace
 }  // namespace tpt_fast
@@ -114,3 +171,9 @@ STABLE_TORCH_LIBRARY_IMPL(tpt_fast, CPU, m) {
   m.impl("prefix_attention", TORCH_BOX(&tpt_fast::forward_cpu));
   m.impl("prefix_attention_backward", TORCH_BOX(&tpt_fast::backward_cpu));
 }
+#ifdef TPT_FAST_CUDA
+STABLE_TORCH_LIBRARY_IMPL(tpt_fast, CUDA, m) {
+  m.impl("prefix_attention", TORCH_BOX(&tpt_fast::forward_cuda));
+  m.impl("prefix_attention_backward", TORCH_BOX(&tpt_fast::backward_cuda));
+}
+#endif

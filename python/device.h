@@ -1,0 +1,40 @@
+// The CUDA half of a binding: the tensor's device for as long as this lives, and torch's current stream on it.
+#pragma once
+
+#ifdef TPT_FAST_CUDA
+#include <cuda_runtime_api.h>
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+
+#include "checks.h"
+
+namespace tpt_fast {
+
+class __attribute__((visibility("hidden"))) OnDevice {
+ public:
+  explicit OnDevice(const Tensor& tensor) : index_(tensor.get_device_index()), guard_(index_) {}
+
+  cudaStream_t stream() const {
+    void* stream = nullptr;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index_, &stream));
+    return static_cast<cudaStream_t>(stream);
+  }
+  int32_t index() const { return index_; }
+
+ private:
+  int32_t index_;
+  torch::stable::accelerator::DeviceGuard guard_;
+};
+
+inline void check_launch(cudaError_t error, const char* op) {
+  STD_TORCH_CHECK(error == cudaSuccess, op, ": ", cudaGetErrorString(error));
+}
+
+// Every tensor argument of an op has to be on one device; the dispatcher has only looked for one on CUDA.
+inline void check_device(const Tensor& t, const char* name, const Tensor& like) {
+  STD_TORCH_CHECK(t.is_cuda() && t.get_device_index() == like.get_device_index(), name,
+                  ": expected a tensor on CUDA device ", like.get_device_index());
+}
+
+}  // namespace tpt_fast
+#endif
