@@ -1,0 +1,214 @@
+"""The image tower against open_clip's own ``encode_image``."""
+
+import copy
+import threading
+
+import open_clip
+import pytest
+import torch
+from torch import nn
+
+from tpt_fast.views import CLIP_MEAN, CLIP_STD
+from tpt_fast.vision import ImageEncoder, preprocessing
+from tpt_fast.vision.module import PooledQuery
+
+VISION = {"image_size": 32, "layers": 3, "width": 64, "patch_size": 8, "head_width": 32}
+RESNET = {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "head_width": 16, "patch_size": None}
+TEXT = {"context_length": 8, "vocab_size": 32, "width": 32, "heads": 2, "layers": 1}
+
+
+def small(kind="CLIP", quick_gelu=False, vision=VISION, **changes):
+    torch.manual_seed(1)
+    model = getattr(open_clip.model, kind)(32, {**vision, **changes}, TEXT, quick_gelu=quick_gelu).eval()
+    for name, p in model.visual.named_parameters():
+        if p.dim() in (2, 3) or "class_embedding" in name:
+            nn.init.normal_(p, std=0.2)
+        elif p.dim() == 1:
+            p.data += 0.2 * torch.randn_like(p)
+    return model
+
+
+def patch_bias(model):
+    conv = model.visual.conv1
+    biased = nn.Conv2d(3, conv.out_channels, conv.kernel_size, conv.stride, bias=True)
+    biased.weight = conv.weight
+    model.visual.conv1 = biased
+    return model
+
+
+def no_projection(model):
+    model.visual.proj = None
+    return model
+
+
+def no_qkv_bias(model):
+    for block in model.visual.transformer.resblocks:
+        block.attn.in_proj_bias = None
+    return model
+
+
+MODELS = {
+    "gelu": lambda: small(),
+    "quick gelu": lambda: small(quick_gelu=True),
+    "one block": lambda: small(layers=1),
+    "no ln_pre": lambda: small(no_ln_pre=True),
+    "layer scale": lambda: small(ls_init_value=0.3),
+    "norm after pooling": lambda: small(final_ln_after_pool=True),
+    "patch dropout": lambda: small(patch_dropout=0.5),
+    "tokens too": lambda: small(output_tokens=True),
+    "eps": lambda: small(norm_kwargs={"eps": 1e-2}),
+    "sines": lambda: small(pos_embed_type="sin_cos_2d"),
+    "patches that leave a margin": lambda: small(image_size=37),
+    "patch bias": lambda: patch_bias(small()),
+    "no projection": lambda: no_projection(small()),
+    "no qkv bias": lambda: no_qkv_bias(small()),
+    "CustomTextCLIP": lambda: small("CustomTextCLIP"),
+}
+OTHERS = {
+    "pools by 'avg'": lambda: small(pool_type="avg"),
+    "pools by attention": lambda: small(attentional_pool=True, attn_pooler_queries=4, output_tokens=True),
+    "pools by attention ": lambda: small(attentional_pool="parallel", attn_pooler_queries=4, output_tokens=True),
+    "CustomResidualAttentionBlock": lambda: small(qk_norm=True),
+    "tanh": lambda: small(act_kwargs={"approximate": "tanh"}),
+    "is a ModifiedResNet": lambda: small(vision=RESNET),
+}
+
+
+def views_for(model, n=3, dtype=torch.float32):
+    return torch.randn(n, 3, *[preprocessing(model).size] * 2).to(dtype)
+
+
+@torch.no_grad()
+def theirs(model, views):
+    features = model.visual(views)
+    features = features[0] if isinstance(features, tuple) else features
+    return nn.functional.normalize(features, dim=-1)
+
+
+def distance(got, want):
+    return float((got.double() - want).norm() / want.norm())
+
+
+@pytest.mark.parametrize(
+    ("dtype", "bound"), [(torch.float32, 1e-5), (torch.float64, 1e-10)], ids=["float32", "float64"]
+)
+@pytest.mark.parametrize("name", [*MODELS, *OTHERS])
+def test_equals_encode_image(name, dtype, bound):
+    model = {**MODELS, **OTHERS}[name]()
+    views, encoder = views_for(model), ImageEncoder(model, dtype)
+    got = encoder.encode(views)
+    assert got.dtype == dtype
+    assert got.shape == (3, 64 if name == "no projection" else 32)
+    want = theirs(model.double(), views.double())
+    assert distance(got, want) < bound
+    assert distance(want[0], want[1]) > 1e-3  # or equality would say little
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_own_executor(name):
+    encoder = ImageEncoder(MODELS[name](), torch.float32)
+    assert (encoder.engine, encoder.why_module) == ("vit", None)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_module_with_a_reason(name):
+    encoder = ImageEncoder(OTHERS[name](), torch.float32)
+    assert encoder.engine == "module"
+    assert name.strip() in encoder.why_module
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", ["gelu", "quick gelu", "layer scale", "is a ModifiedResNet"])
+def test_half_types_are_no_further_than_the_module(name, dtype):
+    model = {**MODELS, **OTHERS}[name]()
+    views = views_for(model, 16)
+    truth = theirs(copy.deepcopy(model).double(), views.double())
+    module = theirs(copy.deepcopy(model).to(dtype), views.to(dtype))
+    got = ImageEncoder(model, dtype).encode(views)
+    assert got.dtype == torch.float32
+    assert 0 < distance(got, truth) < 1.02 * distance(module, truth)
+
+
+@pytest.mark.parametrize("name", ["gelu", "pools by 'avg'", "is a ModifiedResNet"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_model_is_left_alone(name, dtype):
+    model = {**MODELS, **OTHERS}[name]().train()
+    before = {k: (v, v.clone(), v._version) for k, v in model.state_dict(keep_vars=True).items()}
+    modules = {k: id(m) for k, m in model.named_modules()}
+    ImageEncoder(model, dtype).encode(views_for(model))
+    assert {k: id(m) for k, m in model.named_modules()} == modules
+    assert all(m.training for m in model.modules())
+    for k, v in model.state_dict(keep_vars=True).items():
+        same, value, version = before[k]
+        assert v is same
+        assert v._version == version
+        assert v.dtype == torch.float32 or k.endswith("num_batches_tracked")
+        assert torch.equal(v, value)
+        assert not isinstance(v, nn.Parameter) or v.requires_grad
+
+
+def test_weights_are_shared_in_the_models_own_type():
+    model = small()
+    encoder = ImageEncoder(model, torch.float32)
+    theirs = {p.data_ptr() for p in model.parameters()}
+    for block in encoder._tower._blocks:
+        assert {m.weight.data_ptr() for m in (block.qkv, block.out, block.fc, block.proj)} <= theirs
+
+
+def test_groups_of_views_do_not_matter(monkeypatch):
+    model = small()
+    views, encoder = views_for(model, 7), ImageEncoder(model, torch.float64)
+    whole = encoder.encode(views)
+    monkeypatch.setattr("tpt_fast.vision.vit.ROWS_A_THREAD", 1)
+    torch.testing.assert_close(encoder.encode(views), whole, rtol=1e-12, atol=1e-12)
+
+
+def test_strided_and_few_views():
+    model = small()
+    encoder = ImageEncoder(model, torch.float32)
+    views = views_for(model, 4)
+    strided = views.contiguous(memory_format=torch.channels_last)[::2]
+    torch.testing.assert_close(encoder.encode(strided), encoder.encode(views[::2].contiguous()))
+    assert encoder.encode(views[:0]).shape == (0, 32)
+    assert encoder.encode(views[:1]).shape == (1, 32)
+
+
+def test_repeats_and_threads_give_the_same_bits():
+    model = small()
+    encoder, views, found = ImageEncoder(model, torch.float32), [views_for(model) for _ in range(4)], {}
+    threads = [threading.Thread(target=lambda i=i: found.update({i: encoder.encode(views[i])})) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(torch.equal(found[i], encoder.encode(views[i])) for i in range(4))
+
+
+def test_pooled_query_is_the_first_of_all():
+    torch.manual_seed(0)
+    pool = open_clip.modified_resnet.AttentionPool2d(3, 32, 4, 16).double()
+    x = torch.randn(2, 32, 3, 3, dtype=torch.float64)
+    torch.testing.assert_close(PooledQuery(pool)(x), pool(x), rtol=1e-12, atol=1e-12)
+
+
+def test_views_of_another_shape():
+    encoder = ImageEncoder(small(), torch.float32)
+    with pytest.raises(ValueError, match=r"views: expected \[N, 3, 32, 32\], got \[2, 3, 16, 16\]"):
+        encoder.encode(torch.zeros(2, 3, 16, 16))
+    with pytest.raises(ValueError, match=r"got \[3, 32, 32\]"):
+        encoder.encode(torch.zeros(3, 32, 32))
+
+
+def test_preprocessing():
+    model = small()
+    assert preprocessing(model) == (32, CLIP_MEAN, CLIP_STD)
+    model.visual.image_mean, model.visual.image_std = [0.5, 0.5, 0.5], [0.25, 0.25, 0.25]
+    assert preprocessing(model) == (32, (0.5,) * 3, (0.25,) * 3)
+    assert preprocessing(small(vision=RESNET)).size == 64
+
+
+def test_models_that_are_refused():
+    with pytest.raises(ValueError, match="square images, got an image tower for 32 x 16"):
+        ImageEncoder(small(image_size=(32, 16)), torch.float32)
+    with pytest.raises(TypeError, match="image tower, got Linear"):
+        ImageEncoder(nn.Linear(2, 2), torch.float32)

@@ -1,0 +1,54 @@
+"""The image tower by the fastest way that represents it exactly."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..adapters import Unsupported, accumulation_dtype
+from .module import ModuleTower
+from .preprocessing import preprocessing
+from .vit import VitTower
+
+
+class ImageEncoder:
+    """The image tower of ``model`` with its weights in ``dtype``, which are shared with the model where it has that
+    type. The model itself stays as it is. Calls from several threads are safe.
+
+    Attributes:
+        engine: "vit" (our own executor of open_clip's vision transformer) or "module" (the model's own code).
+        why_module: why the model's own code runs; None with "vit".
+
+    Raises:
+        TypeError: the model has no image tower.
+        ValueError: its images are not square.
+    """
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+        self.size = preprocessing(model).size
+        self.dtype = dtype
+        self._tower: VitTower | ModuleTower
+        try:
+            self._tower = VitTower(model.visual, dtype)
+            self.engine, self.why_module = "vit", None
+        except Unsupported as reason:
+            self._tower = ModuleTower(model.visual, dtype)
+            self.engine, self.why_module = "module", str(reason)
+
+    @torch.no_grad()
+    def encode(self, views: Tensor) -> Tensor:
+        """Features of length 1.
+
+        Args:
+            views: [N, 3, S, S] floating point, normalised, on the model's device.
+
+        Returns:
+            [N, D] float32 (float64 for a float64 tower).
+
+        Raises:
+            ValueError: views of another shape.
+        """
+        if views.dim() != 4 or views.shape[1:] != (3, self.size, self.size):
+            raise ValueError(f"views: expected [N, 3, {self.size}, {self.size}], got {list(views.shape)}")
+        features = self._tower.encode(views.to(self.dtype))
+        return nn.functional.normalize(features.to(accumulation_dtype(self.dtype)), dim=-1)

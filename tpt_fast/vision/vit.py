@@ -1,0 +1,123 @@
+"""open_clip's vision transformer, read at its class token: nothing that is never read is computed.
+
+Patches are cut out and projected by one matrix product, biases ride in the LayerNorm and activation ops, attention
+reads queries, keys and values where the one product has put them, and in the last block only the class token asks,
+is projected and goes through the MLP. Views run in groups whose rows stay near the last cache.
+
+On an AVX2 AMD CPU oneDNN's and MKL's pre-packed weights were measured against plain products: packing gains nothing at
+these sizes, so weights stay as the model holds them, shared with it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from ..adapters import Norm, Unsupported, accumulation_dtype, read_blocks, read_norm
+from ..ops.add_layer_norm import add_layer_norm
+from ..ops.bias_act import bias_act
+
+ROWS_A_THREAD = 800  # of a group of views on the CPU
+
+
+class VitTower:
+    """Weights of an open_clip ``VisionTransformer`` in storage type ``dtype``, and its forward pass.
+
+    Raises:
+        Unsupported: the tower is another, or has a part that this cannot represent exactly.
+    """
+
+    def __init__(self, visual: nn.Module, dtype: torch.dtype) -> None:
+        if reason := _unsupported(visual):
+            raise Unsupported(reason)
+        conv, wide = visual.conv1, accumulation_dtype(dtype)
+        self._patch, self._grid = visual.patch_size, visual.grid_size
+        self._embed = conv.weight.detach().to(dtype).flatten(1)
+        position = visual.positional_embedding.detach().to(wide)
+        self._first = (position[0] + visual.class_embedding.detach()).to(dtype)
+        self._position = (position[1:] if conv.bias is None else position[1:] + conv.bias.detach()).to(dtype)
+        self._norm_pre = None if isinstance(visual.ln_pre, nn.Identity) else read_norm(visual.ln_pre, dtype)
+        self._blocks = read_blocks(visual.transformer, dtype)
+        if not self._blocks:
+            raise Unsupported("the image tower has no blocks")
+        self._qkv_bias = [None if b.qkv.bias is None else b.qkv.bias.to(dtype) for b in self._blocks]
+        self._norm_post = read_norm(visual.ln_post, dtype)
+        self._projection = None if visual.proj is None else visual.proj.detach().to(dtype)
+
+    def encode(self, views: Tensor) -> Tensor:
+        """[N, 3, S, S] in the storage type -> [N, D], not normalised."""
+        at_once = len(views)
+        if views.device.type == "cpu":
+            at_once = max(1, ROWS_A_THREAD * torch.get_num_threads() // (len(self._position) + 1))
+        groups = -(-len(views) // max(1, at_once)) or 1
+        return torch.cat([self._encode(group) for group in views.tensor_split(groups)])
+
+    def _encode(self, views: Tensor) -> Tensor:
+        residual = self._tokens(views)
+        if self._norm_pre is not None:
+            residual = _normalise(residual, None, None, self._norm_pre)[1]
+        n, _, width = residual.shape
+        normed = _normalise(residual, None, None, self._blocks[0].norm1)[1]
+        for i, block in enumerate(self._blocks):
+            weight, bias = block.qkv.weight, self._qkv_bias[i]
+            heads = (block.heads, width // block.heads)
+            if block is self._blocks[-1]:
+                following, residual = self._norm_post, residual[:, :1]
+                q = _project(normed[:, :1], weight[:width], None if bias is None else bias[:width])
+                q = q.view(n, 1, *heads).transpose(1, 2)
+                k, v = _split(_project(normed, weight[width:], None if bias is None else bias[width:]), 2, *heads)
+            else:
+                following = self._blocks[i + 1].norm1
+                q, k, v = _split(_project(normed, weight, bias), 3, *heads)
+            attended = scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(residual.shape)
+            residual, normed = _normalise(residual, _project(attended, block.out.weight), block.out.bias, block.norm2)
+            hidden = bias_act(_project(normed, block.fc.weight), block.fc.bias, block.activation)
+            residual, normed = _normalise(residual, _project(hidden, block.proj.weight), block.proj.bias, following)
+        pooled = normed[:, 0]
+        return pooled if self._projection is None else pooled @ self._projection
+
+    def _tokens(self, views: Tensor) -> Tensor:
+        """[N, 1 + patches, W]: the class token and the patches, at their positions."""
+        (height, width), (rows, columns) = self._patch, self._grid
+        views = views[:, :, : rows * height, : columns * width]
+        cut = views.reshape(len(views), 3, rows, height, columns, width).permute(0, 2, 4, 1, 3, 5)
+        patches = cut.reshape(len(views) * rows * columns, 3 * height * width) @ self._embed.t()
+        tokens = patches.new_empty(len(views), 1 + rows * columns, patches.shape[1])
+        tokens[:, 0] = self._first
+        torch.add(patches.view(len(views), *self._position.shape), self._position, out=tokens[:, 1:])
+        return tokens
+
+
+def _unsupported(visual: nn.Module) -> str | None:
+    """None, or what this cannot represent exactly."""
+    kind = type(visual)
+    if kind.__name__ != "VisionTransformer" or not kind.__module__.startswith("open_clip"):
+        return f"the image tower is a {kind.__name__}, not open_clip's vision transformer"
+    if getattr(visual, "attn_pool", None) is not None:
+        return "the image tower pools by attention"
+    pool = getattr(visual, "pool_type", None)  # older releases say it in other words
+    if pool != "tok":
+        return f"the image tower pools by {pool!r}, not at the class token"
+    if type(getattr(visual, "patch_dropout", None)).__name__ not in ("Identity", "PatchDropout"):
+        return f"the image tower drops patches by a {type(visual.patch_dropout).__name__}"
+    conv = visual.conv1
+    plain = type(conv) is nn.Conv2d and conv.kernel_size == conv.stride == tuple(visual.patch_size)
+    if not plain or conv.groups != 1 or any(conv.padding) or set(conv.dilation) != {1}:
+        return "the patches overlap, are padded or are not embedded by a plain convolution"
+    return None
+
+
+def _split(rows: Tensor, parts: int, heads: int, width: int) -> tuple[Tensor, ...]:
+    """[N, L, parts * heads * width] -> parts views [N, heads, L, width], where they lie."""
+    return rows.view(*rows.shape[:2], parts, heads, width).permute(2, 0, 3, 1, 4).unbind()
+
+
+def _project(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return nn.functional.linear(x, weight, bias)
+
+
+def _normalise(rows: Tensor, branch: Tensor | None, branch_bias: Tensor | None, norm: Norm) -> tuple[Tensor, Tensor]:
+    """What flows on, and its LayerNorm."""
+    total = add_layer_norm(rows, branch, norm.weight, norm.bias, norm.eps, delta_bias=branch_bias)
+    return total.sum, total.normed
