@@ -90,8 +90,14 @@ def test_warp_collectives(shim, seed):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("returned_before_barrier", r"divergence: thread .* waits in __syncthreads at .*shim_test.cu:\d+ while .*returned"),
-        ("different_barriers", r"divergence: thread .* waits in __syncthreads .* while thread .* waits in __syncthreads"),
+        (
+            "returned_before_barrier",
+            r"divergence: thread .* waits in __syncthreads at .*shim_test.cu:\d+ while .*returned",
+        ),
+        (
+            "different_barriers",
+            r"divergence: thread .* waits in __syncthreads .* while thread .* waits in __syncthreads",
+        ),
         ("returned_before_shuffle", r"lane 30 reads lane 31, which is not in the mask or has returned"),
         ("alone_in_a_vote", r"divergence: thread .* waits in __ballot_sync .* while thread .* waits in __syncthreads"),
     ],

@@ -253,7 +253,7 @@ def test_messages(model, image):
         tune(model, image, NAMES, **FEW).topk(0)
     headless = small_model("CustomTextCLIP")
     del headless.text
-    with pytest.raises(TypeError, match="model: expected .* with a text tower"):
+    with pytest.raises(TypeError, match=r"model: expected .* with a text tower"):
         Tuner(headless, NAMES)
 
 
@@ -266,7 +266,7 @@ def test_class_specific_contexts(model, image):
     ctx = 0.1 * torch.randn(len(NAMES), 3, 64)
     result = tune(model, image, NAMES, **FEW, ctx=ctx)
     assert result.ctx.shape == ctx.shape
-    with pytest.raises(ValueError, match="ctx: expected one context for each of 3 classes, got 4"):
+    with pytest.raises(ValueError, match="expected one context for each of 3 classes"):
         tune(model, image, NAMES[:3], **FEW, ctx=ctx)
 
 

@@ -1,0 +1,62 @@
+"""The Tuner against the published algorithm written plainly: whole images, on the demo model."""
+
+import pytest
+import torch
+from PIL import Image
+
+from tpt_fast import TuneConfig, Tuner, make_views
+from tpt_fast.demo import CLASSNAMES, PHOTO_FOLDER, load
+from tpt_fast.reference.tpt import pil_views, tpt
+
+PHOTOS = ["cat.jpg", "rocket.jpg"]
+
+
+@pytest.fixture(scope="module")
+def demo():
+    return load()
+
+
+def photo(name: str) -> Image.Image:
+    with Image.open(PHOTO_FOLDER / name) as image:
+        return image.convert("RGB")
+
+
+@pytest.mark.parametrize("name", PHOTOS)
+def test_views_are_those_of_torchvision(name):
+    torch.manual_seed(5)
+    want = pil_views(photo(name), 9, 32, (0.48, 0.46, 0.41), (0.27, 0.26, 0.28))
+    got = make_views(photo(name), 9, 32, seed=5, mean=(0.48, 0.46, 0.41), std=(0.27, 0.26, 0.28))
+    assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("name", PHOTOS)
+@pytest.mark.parametrize("steps", [1, 3])
+def test_answers_are_those_of_the_published_algorithm(demo, name, steps):
+    config = TuneConfig(n_views=32, rho=0.2, steps=steps, strict_official=True)
+    tuner = Tuner(demo.model, CLASSNAMES, config, tokenizer=demo.tokenizer)
+    torch.manual_seed(1)
+    got = tuner(PHOTO_FOLDER / name)
+    torch.manual_seed(1)
+    want = tpt(demo.model, photo(name), CLASSNAMES, demo.tokenizer, n_views=32, rho=0.2, steps=steps)
+
+    assert got.selected.tolist() == want.selected.tolist()
+    assert got.loss == pytest.approx(want.loss, rel=1e-5)
+    for field in ("logits", "zero_shot_logits", "entropies", "grad", "ctx_init"):
+        ours, theirs = getattr(got, field), getattr(want, field)
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4 * theirs.abs().max().item(), msg=field)
+    # A step is nearly lr times the gradient's sign: where the gradient is all rounding, its sign is too.
+    clear = want.grad.abs() > 1e-3 * want.grad.abs().max()
+    assert clear.float().mean() > 0.9
+    torch.testing.assert_close(got.ctx[clear], want.ctx[clear], rtol=0, atol=1e-4 * want.ctx.abs().max().item())
+
+
+def test_the_model_is_left_alone(demo):
+    before = {name: value.clone() for name, value in demo.model.state_dict().items()}
+    tpt(demo.model, photo("cat.jpg"), CLASSNAMES, demo.tokenizer, n_views=4)
+    assert not demo.model.token_embedding._forward_hooks
+    assert all(torch.equal(value, before[name]) for name, value in demo.model.state_dict().items())
+
+
+def test_no_steps_is_refused(demo):
+    with pytest.raises(ValueError, match="steps: expected 1 or more, got 0"):
+        tpt(demo.model, photo("cat.jpg"), CLASSNAMES, demo.tokenizer, steps=0)

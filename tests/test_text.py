@@ -1,0 +1,324 @@
+"""The text tower against the model's own 77-token ``encode_text`` in float64, and its public behaviour."""
+
+import copy
+import threading
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import normalize
+
+from tpt_fast.text import TextEncoder
+
+VISION = {"image_size": 32, "layers": 1, "width": 32, "patch_size": 16, "head_width": 32}
+NAMES = ("tench", "great white shark", "dog", "dog", " ".join("abcdefghijklmnopqrstuvwxyzabcdefgh"))
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-5}
+
+
+def make(custom=False, quick_gelu=False, **text):
+    """A small model, its weights spread so that classes differ and no branch of a block is negligible."""
+    torch.manual_seed(0)
+    text = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 4, "layers": 2, **text}
+    build = open_clip.model.CustomTextCLIP if custom else open_clip.model.CLIP
+    model = build(24, VISION, text, quick_gelu=quick_gelu).eval()
+    for name, p in model.named_parameters():
+        if "visual" not in name:
+            nn.init.normal_(p, std=0.3 if "embedding" in name else p.shape[-1] ** -0.5 if p.ndim > 1 else 0.2)
+    return model
+
+
+def tower_of(name, layers):
+    """The text tower of one of open_clip's models, with fewer blocks and a small image tower."""
+    config = open_clip.get_model_config(name)
+    return make(
+        custom="custom_text" in config,
+        quick_gelu=config.get("quick_gelu", False),
+        **config["text_cfg"] | {"layers": layers},
+    )
+
+
+def published(model, encoder, ctx):
+    """Features by the published way: whole prompts of 77 tokens through the model's modules, in float64."""
+    prompts, root = encoder.prompts, getattr(model, "text", model)
+    rows = torch.arange(len(prompts.ids))[:, None].expand_as(prompts.positions)
+    x = root.token_embedding(prompts.ids).index_put((rows, prompts.positions), ctx.expand(len(rows), -1, -1))
+    x = root.ln_final(root.transformer(x + root.positional_embedding, attn_mask=root.attn_mask))
+    x = x[torch.arange(len(rows)), prompts.ids.argmax(-1)]
+    projection = root.text_projection
+    if projection is not None:
+        x = projection(x) if isinstance(projection, nn.Linear) else x @ projection
+    return normalize(x, dim=-1)
+
+
+def error(value, truth):
+    return float((value.double() - truth).abs().max() / truth.abs().max())
+
+
+def compare(model, names, dtype, engine="packed", **options):
+    """Relative errors of features and context gradient, at the initial context and off it."""
+    encoder = TextEncoder(copy.deepcopy(model).to(dtype), names, engine=engine, **options)
+    assert encoder.engine == engine
+    exact = copy.deepcopy(model).double()
+    noise = torch.Generator().manual_seed(1)
+    errors = []
+    for step in (0.0, 0.1):
+        start = encoder.ctx_init.double()
+        ctx = (start + step * torch.randn(start.shape, generator=noise).double()).to(dtype)
+        leaf = ctx.double().requires_grad_()
+        truth = published(exact, encoder, leaf)
+        grad = torch.randn(truth.shape, generator=noise, dtype=torch.float64)
+        (slope,) = torch.autograd.grad(truth, leaf, grad)
+        features, tape = encoder.forward(ctx, keep=True)
+        errors += [error(features, truth.detach()), error(encoder.backward(tape, grad.to(features.dtype)), slope)]
+    return max(errors)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("name", ["ViT-B-16", "ViT-B-32", "ViT-L-14", "RN50", "RN50-quickgelu"])
+def test_equals_the_models_own_tower(name, dtype):
+    assert compare(tower_of(name, layers=2), NAMES[:2], dtype) < TOLERANCE[dtype]
+
+
+def test_a_whole_tower():
+    assert compare(tower_of("ViT-B-16", layers=12), NAMES[:2], torch.float32) < 1e-5
+
+
+MODELS = {
+    "gelu": {},
+    "quick_gelu": {"quick_gelu": True, "layers": 3},
+    "one block": {"layers": 1},
+    "custom text": {"custom": True},
+    "layer scale, projection with bias": {"custom": True, "ls_init_value": 0.3, "proj_bias": True},
+    "no projection": {"custom": True, "proj_type": "none", "layers": 1},
+    "eos": {"pool_type": "eos", "eos_id": 49407},
+    "wide mlp, short context": {"mlp_ratio": 6.0, "context_length": 50, "heads": 1},
+}
+CONTEXTS = {
+    "end": {},
+    "middle": {"ctx_init": "a photo [CLS] in the wild"},
+    "front": {"ctx_init": "[CLS] of a thing"},
+    "random": {"n_ctx": 7},
+    "class-specific": {"ctx": torch.randn(5, 3, 64, generator=torch.Generator().manual_seed(2))},
+}
+
+
+@pytest.mark.parametrize("engine", ["packed", "module"])
+@pytest.mark.parametrize("context", CONTEXTS)
+@pytest.mark.parametrize("model", MODELS)
+def test_models_and_contexts(model, context, engine):
+    assert compare(make(**MODELS[model]), NAMES, torch.float64, engine, **CONTEXTS[context]) < 1e-6
+
+
+@pytest.mark.parametrize("engine", ["packed", "module"])
+@pytest.mark.parametrize("count", [1, 2, 37, 1000])
+def test_numbers_of_classes(count, engine):
+    names = [f"{NAMES[i % 4]} {'x ' * (i % 5)}{i}" for i in range(count)]
+    assert compare(make(layers=2, width=32), names, torch.float32, engine) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("context", ["end", "middle"])
+def test_half_precision_is_no_worse_than_the_module(dtype, context):
+    model = make(layers=3)
+    packed, module = (compare(model, NAMES, dtype, engine, **CONTEXTS[context]) for engine in ("packed", "module"))
+    assert packed < 1.1 * module
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "fp32"])
+def test_precision_converts_once_and_leaves_the_model(precision):
+    model = make()
+    encoder = TextEncoder(model, NAMES, precision=precision)
+    features = encoder.encode(encoder.ctx_init)
+    assert features.dtype == torch.float32
+    assert error(features, published(model.double(), encoder, encoder.ctx_init.double())) < 0.03
+    with pytest.raises(ValueError, match="precision: expected one of fp32, fp16, bf16 or None, got 'int8'"):
+        TextEncoder(model, NAMES, precision="int8")
+
+
+def test_tiny_gradients_survive_half_precision():
+    encoder = TextEncoder(make(), NAMES, precision="fp16")
+    features, tape = encoder.initial()
+    grad = torch.randn(features.shape)
+    one, small = encoder.backward(tape, grad), encoder.backward(tape, grad * 2.0**-20)
+    torch.testing.assert_close(small * 2.0**20, one, rtol=0, atol=0)
+    assert torch.equal(encoder.backward(tape, torch.zeros_like(features)), torch.zeros_like(one))
+
+
+@pytest.mark.parametrize("engine", ["packed", "module"])
+def test_encode_is_differentiable_for_one_and_for_several_contexts(engine):
+    encoder = TextEncoder(make().double(), NAMES[:3], engine=engine)
+    ctx = encoder.ctx_init + 0.1 * torch.randn(3, *encoder.ctx_init.shape, dtype=torch.float64)
+    both = encoder.encode(ctx.requires_grad_())
+    grad = torch.randn_like(both)
+    (slopes,) = torch.autograd.grad(both, ctx, grad)
+    for b in range(3):
+        one = ctx[b].detach().requires_grad_()
+        features = encoder.encode(one)
+        torch.testing.assert_close(features, both[b].detach())
+        torch.testing.assert_close(torch.autograd.grad(features, one, grad[b])[0], slopes[b])
+    assert torch.autograd.gradcheck(
+        lambda c: encoder.encode(c)[:, :3], ctx[0].detach()[:, :].requires_grad_(), fast_mode=True
+    )
+
+
+@pytest.mark.parametrize("engine", ["packed", "module"])
+def test_images_share_the_initial_tape(engine):
+    encoder = TextEncoder(make(), NAMES, engine=engine)
+    features, tape = encoder.initial()
+    assert encoder.initial()[1] is tape
+    grads = torch.randn(3, *features.shape)
+    together = encoder.backward(tape, grads)
+    assert together.shape == (3, *encoder.ctx_init.shape)
+    for grad, slope in zip(grads, together, strict=True):
+        assert torch.equal(encoder.backward(tape, grad), slope)
+
+
+@pytest.mark.parametrize("engine", ["packed", "module"])
+def test_chunks_and_recomputed_activations_change_nothing(engine, monkeypatch):
+    from tpt_fast.text import module, packed
+
+    model, grad = make(), torch.randn(len(NAMES), 24)
+    whole = TextEncoder(model, NAMES, engine=engine)
+    monkeypatch.setitem(packed.ROWS_AT_ONCE, "cpu", 12)
+    pieces = TextEncoder(model, NAMES, engine=engine)
+    recomputed = TextEncoder(model, NAMES, engine=engine, activations="recompute")
+    monkeypatch.setattr(packed, "KEPT_BYTES", pieces.describe()["kept_bytes"] // 2)
+    partly = TextEncoder(model, NAMES, engine=engine)
+    monkeypatch.setattr(module, "free_bytes", lambda device: 1)
+    starved = TextEncoder(model, NAMES, engine=engine)
+    features, tape = whole.initial()
+    slope = whole.backward(tape, grad)
+    for encoder in (pieces, recomputed, partly, starved):
+        torch.testing.assert_close(encoder.initial()[0], features)
+        torch.testing.assert_close(encoder.backward(encoder.initial()[1], grad), slope, rtol=1e-4, atol=1e-5)
+    assert recomputed.describe()["kept_bytes"] == 0
+    if engine == "packed":
+        assert pieces.describe()["chunks"] >= 3
+        assert 0 < partly.describe()["kept_chunks"] < partly.describe()["chunks"]
+    else:
+        assert starved.describe()["chunk"] == 1
+
+
+@pytest.mark.parametrize("engine", ["packed", "module"])
+def test_the_model_is_untouched_and_threads_agree(engine):
+    model = make().train()
+    model.set_grad_checkpointing(True)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    encoder = TextEncoder(model, NAMES, engine=engine)
+    contexts = [encoder.ctx_init + 0.05 * i for i in range(6)]
+    grads = torch.randn(6, len(NAMES), 24)
+    results = {}
+
+    def work(i):
+        features, tape = encoder.forward(contexts[i], keep=True)
+        results[i] = features, encoder.backward(tape, grads[i]), encoder.backward(encoder.initial()[1], grads[i])
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(6)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    parallel = dict(results)
+    for i in range(6):
+        work(i)
+        for one, two in zip(parallel[i], results[i], strict=True):
+            torch.testing.assert_close(one, two, rtol=1e-6, atol=1e-6)
+    assert model.training
+    assert model.transformer.grad_checkpointing
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize("engine", ["packed", "module"])
+def test_seeded_and_repeatable(engine):
+    model = make()
+    one, two = (TextEncoder(model, NAMES, n_ctx=5, seed=3, engine=engine) for _ in range(2))
+    assert torch.equal(one.ctx_init, two.ctx_init)
+    assert not torch.equal(one.ctx_init, TextEncoder(model, NAMES, n_ctx=5, seed=4, engine=engine).ctx_init)
+    (f1, t1), (f2, t2) = one.initial(), two.initial()
+    assert torch.equal(f1, f2)
+    assert torch.equal(one.backward(t1, f1 * f1), two.backward(t2, f1 * f1))
+
+
+def test_duplicate_names_have_equal_features():
+    features = TextEncoder(make(), NAMES).initial()[0]
+    assert torch.equal(features[2], features[3])
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ({"no_causal_mask": True}, "not causal"),
+        ({"embed_cls": True}, "class token"),
+        ({"pool_type": "last"}, "pools by 'last'"),
+        ({"qk_norm": True}, "CustomResidualAttentionBlock"),
+        ({"scale_fc": True}, "CustomResidualAttentionBlock"),
+    ],
+)
+def test_other_towers_run_through_their_own_module(text, reason):
+    model = make(custom=True, **text).double()
+    with pytest.raises(ValueError, match=f"engine: 'packed' cannot represent this model: .*{reason}"):
+        TextEncoder(model, NAMES, engine="packed")
+    encoder = TextEncoder(model, NAMES)
+    assert encoder.engine == "module"
+    assert reason in encoder.why_module
+    # At the initial context the prompts are plain sentences, which the model can encode by itself.
+    own = model.encode_text(encoder.prompts.ids, normalize=True).detach()
+    assert error(encoder.encode(encoder.ctx_init), own) < 1e-6
+    assert torch.autograd.gradcheck(
+        lambda c: encoder.encode(c)[:2, :2], encoder.ctx_init.requires_grad_(), fast_mode=True
+    )
+
+
+@pytest.mark.parametrize("engine", ["packed", "module"])
+@pytest.mark.parametrize("case", ["end1", "end3", "coop1", "middle1"])
+def test_golden_logits_and_gradient(golden_dir, case, engine):
+    """The published code's logits of all views, and its context gradient from the kept ones."""
+    import json
+
+    from safetensors.torch import load_file
+
+    from tpt_fast.reference.objective import objective
+
+    model = open_clip.model.CLIP(**json.loads((golden_dir / "config.json").read_text())).eval()
+    model.load_state_dict({k: v.float() for k, v in load_file(golden_dir / "model.safetensors").items()})
+    answer = np.load(golden_dir / "cases" / f"{case}.npz")
+    ctx = torch.from_numpy(answer["ctx_init"]) if case == "coop1" else None
+    names = [str(name) for name in answer["classnames"]]
+    encoder = TextEncoder(model, names, str(answer["ctx_template"]), engine=engine, ctx=ctx)
+    np.testing.assert_array_equal(encoder.ctx_init, answer["ctx_init"])
+
+    views = torch.from_numpy(np.load(golden_dir / "views_u8.npy")).float() / 255
+    mean, std = (torch.tensor(c)[:, None, None] for c in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD))
+    with torch.no_grad():
+        images, scale = model.encode_image((views - mean) / std, normalize=True), model.logit_scale.exp()
+        text, tape = encoder.initial()
+        logits = scale * images @ text.T
+        kept = objective(logits, len(answer["selected"]))
+        slope = encoder.backward(tape, scale * kept[3].T @ images[kept[1]])
+    np.testing.assert_allclose(logits, answer["logits_before"], atol=1e-4 * np.abs(answer["logits_before"]).max())
+    if answer["steps"] == 1:  # else it is the last step's
+        np.testing.assert_allclose(slope, answer["grad"], atol=1e-4 * np.abs(answer["grad"]).max())
+
+
+def test_messages():
+    model = make()
+    with pytest.raises(TypeError, match="model: expected an open_clip CLIP or CustomTextCLIP with a text tower"):
+        TextEncoder(model.visual, NAMES)
+    with pytest.raises(ValueError, match="engine: expected one of 'auto', 'packed', 'module', got 'fast'"):
+        TextEncoder(model, NAMES, engine="fast")
+    with pytest.raises(ValueError, match="activations: expected one of"):
+        TextEncoder(model, NAMES, activations="drop")
+    with pytest.raises(ValueError, match="ctx: expected one context for each of 5 classes, got 4"):
+        TextEncoder(model, NAMES, ctx=torch.zeros(4, 3, 64))
+    with pytest.raises(ValueError, match="n_ctx: expected 3"):
+        TextEncoder(model, NAMES, ctx=torch.zeros(3, 64), n_ctx=4)
+    with pytest.raises(ValueError, match="tokenizer: the model's vocabulary has 100 tokens"):
+        TextEncoder(make(vocab_size=100), NAMES)
+    encoder = TextEncoder(model, NAMES)
+    with pytest.raises(ValueError, match=r"ctx: expected \[4, 64\] or \[B, 4, 64\], got \[5, 64\]"):
+        encoder.encode(torch.zeros(5, 64))
+    with pytest.raises(TypeError, match=r"ctx: expected a floating point tensor, got torch.int64"):
+        encoder.encode(torch.zeros(4, 64).long())
