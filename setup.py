@@ -1,7 +1,7 @@
 """Packages the Python files and the C++ and CUDA sources; never imports torch.
 
-``TPT_FAST_AOT=1 pip install --no-build-isolation .`` also compiles the extension into the wheel, with the same code that
-otherwise compiles it at first use.
+``TPT_FAST_AOT=1 pip install --no-build-isolation .`` also compiles the extension into the wheel, with the same code
+that otherwise compiles it at first use.
 """
 
 import os

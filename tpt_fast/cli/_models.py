@@ -12,6 +12,7 @@ import typer
 from ._shared import err, remark, stop
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 
@@ -55,14 +56,20 @@ def load_model(name: str | None, pretrained: str | None, device: str | None) -> 
     return Loaded(model.eval(), tokenizer, None)
 
 
-def _demo(place) -> Loaded:
-    from .. import demo
+def _demo(place: torch.device) -> Loaded:
+    """What ``tpt_fast.demo.load()`` gives, without the seconds that importing open_clip takes."""
+    import torch
 
+    from ..demo import CLASSNAMES, weights
+    from ..reference.clip import CLIP, tokenizer
+
+    with torch.random.fork_rng(devices=[]):
+        model = CLIP(**weights.read_config())
     try:
-        loaded = demo.load()
+        weights.load_weights(model)
     except FileNotFoundError as error:
         stop(f"the demo model's weights are missing from this installation: {error}")
-    return Loaded(loaded.model.to(place), loaded.tokenizer, loaded.classnames)
+    return Loaded(model.to(place).eval().requires_grad_(False), tokenizer(), CLASSNAMES)
 
 
 def _check_name(open_clip, name: str, pretrained: str | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -83,7 +84,16 @@ def compiling() -> Iterator[Any]:
 
 
 def json_line(record: dict[str, Any]) -> None:
-    typer.echo(json.dumps(record, ensure_ascii=False, allow_nan=False, default=str))
+    typer.echo(json.dumps(_finite(record), ensure_ascii=False, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    """NaN and infinities are not JSON: null in their place."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def run(

@@ -40,7 +40,8 @@ def demo(
             return
         picture = out or Path("tpt-fast-demo.png")
         try:
-            tuner(files[0], keep_views=True).plot(picture)
+            with _shared.err.status("drawing"):
+                tuner(files[0], keep_views=True).plot(picture)
         except OSError as error:
             _shared.stop(f"the picture cannot be written: {error}")
         _shared.remark(f"the views of {files[0].name}, and what tuning did to its classes: {picture}")

@@ -1,0 +1,373 @@
+"""The command line: results, JSON, exit codes (0 fine, 1 an image failed, 2 bad usage, 3 the environment)."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+import tpt_fast
+from tpt_fast import _build, _jit, _toolkit, demo
+from tpt_fast.cli import _models, app, main
+from tpt_fast.reference import clip
+
+CAT = demo.PHOTO_FOLDER / "cat.jpg"
+FEW = ["--views", "6", "--rho", "0.4"]  # enough to see that everything is passed on
+
+
+@pytest.fixture(autouse=True)
+def _plain_terminal(monkeypatch):
+    for name in ("FORCE_COLOR", "CLICOLOR_FORCE", "TPT_FAST_BACKEND"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("TERM", "dumb")
+
+
+def run(*arguments, code: int = 0):
+    result = CliRunner().invoke(app, [str(a) for a in arguments])
+    assert result.exit_code == code, f"{result.exit_code}: {result.output}\n{result.exception!r}"
+    return result
+
+
+def rows(result) -> list[dict]:
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def untimed(records: list[dict]) -> list[dict]:
+    return [{key: value for key, value in record.items() if key != "ms"} for record in records]
+
+
+# --- starting
+
+
+def test_help_comes_without_torch():
+    code = "import sys, tpt_fast.cli as c; c.app(['tune', '--help'], standalone_mode=False)"
+    code += "; assert 'torch' not in sys.modules"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "--classes-file" in result.stdout
+
+
+def test_as_a_program(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-m", "tpt_fast", "tune", str(CAT), str(tmp_path / "absent.jpg"), "--json", *FEW]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode == 1, result.stderr
+    first, second = map(json.loads, result.stdout.splitlines())
+    assert first["label"] in demo.CLASSNAMES
+    assert "cannot read" in second["error"]
+    assert "1 of 2 images failed" in result.stderr
+
+
+def test_version():
+    assert run("--version").stdout.strip() == f"tpt-fast {tpt_fast.__version__}"
+
+
+def test_no_command_shows_help():
+    result = CliRunner().invoke(app, [])
+    assert result.exit_code == 2
+    assert "doctor" in result.output
+
+
+def test_the_entry_point_exists(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["tpt-fast", "--version"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 0
+
+
+# --- tune
+
+
+def test_json_is_what_the_library_says():
+    (row,) = rows(run("tune", CAT, "--json", "--classes", "cat, dog,red_fox", "--seed", 3, "--lr", 0.02, *FEW))
+    loaded = demo.load()
+    result = tpt_fast.tune(loaded.model, CAT, ["cat", "dog", "red_fox"], n_views=6, rho=0.4, seed=3, lr=0.02)
+    assert (row["file"], row["label"], row["index"]) == (str(CAT), result.label, result.index)
+    assert row["prob"] == pytest.approx(result.probs.max().item(), abs=1e-6)
+    assert row["zero_shot_prob"] == pytest.approx(result.zero_shot_probs.max().item(), abs=1e-6)
+    assert (row["entropy_before"], row["entropy_after"]) == pytest.approx((result.loss, result.loss_after), abs=1e-6)
+    assert [p["label"] for p in row["top"]] == [p.label for p in result.topk(5)]
+    assert row["status"] == "tuned"
+    assert row["ms"] > 0
+
+
+def test_table():
+    result = run("tune", CAT, "--classes", "cat,dog", *FEW)
+    assert str(CAT) in result.stdout.replace("\n", "")
+    assert "zero-shot" in result.stdout
+    assert "→" in result.stdout
+
+
+def test_a_broken_image_has_its_row_and_the_others_go_on(tmp_path):
+    broken = tmp_path / "broken [1].jpg"
+    broken.write_bytes(CAT.read_bytes()[:5000])
+    empty = tmp_path / "empty.png"
+    empty.touch()
+    result = run("tune", broken, CAT, empty, tmp_path / "absent.jpg", "--json", *FEW, code=1)
+    first, second, third, fourth = rows(result)
+    assert "damaged or truncated" in first["error"]
+    assert second["label"] in demo.CLASSNAMES
+    assert "empty file" in third["error"]
+    assert "No such file" in fourth["error"]
+    table = run("tune", broken, CAT, *FEW, code=1).stdout
+    assert "broken [1].jpg" in table
+    assert "damaged" in table
+
+
+def test_a_folder_gives_its_images_in_order(tmp_path):
+    (tmp_path / "inside").mkdir()
+    for name in ("b.png", "a.JPG", "inside/c.webp"):
+        Image.new("RGB", (40, 50), "red").save(tmp_path / name, format="PNG")
+    (tmp_path / "notes.txt").write_text("no image")
+    files = [row["file"] for row in rows(run("tune", tmp_path, "--json", *FEW))]
+    assert files == [str(tmp_path / name) for name in ("a.JPG", "b.png", "inside/c.webp")]
+
+
+def test_class_names_from_a_file(tmp_path):
+    names = tmp_path / "names.txt"
+    names.write_text("﻿cat\n\n  guinea pig \ndog\n", encoding="utf-8")
+    (row,) = rows(run("tune", CAT, "--classes-file", names, "--json", "--top", 9, *FEW))
+    assert {p["label"] for p in row["top"]} == {"cat", "guinea pig", "dog"}
+
+
+def test_strict_official_repeats_itself():
+    again = [untimed(rows(run("tune", CAT, "--json", "--strict-official", "--seed", 4, *FEW))) for _ in range(2)]
+    assert again[0] == again[1]
+    other = untimed(rows(run("tune", CAT, "--json", "--strict-official", "--seed", 5, *FEW)))
+    assert other != again[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "Missing argument"),
+        ([CAT, "--classes", "cat", "--classes-file", CAT], "not both"),
+        ([CAT, "--classes", " , "], "there are no class names"),
+        ([CAT, "--classes-file", "absent.txt"], "does not exist"),
+        ([CAT, "--classes-file", CAT], "not UTF-8"),
+        ([CAT, "--classes", "cat " * 90], "context length"),
+        ([CAT, "--views", "1"], "n_views: expected 2 or more, got 1"),
+        ([CAT, "--rho", "2"], "rho: expected a number in"),
+        ([CAT, "--steps", "many"], "not a valid int"),
+        ([CAT, "--precision", "fp8"], "precision: expected one of"),
+        ([CAT, "--ctx", "absent.pt"], "cannot be read"),
+        ([CAT, "--device", "abacus"], "abacus"),
+        ([CAT, "--pretrained", "openai"], "it goes with --model"),
+        ([CAT, "--model", "ViT-B-32"], "--model needs class names"),
+        ([CAT, "--model", "ViT-B-23", "--classes", "a,b", "--pretrained", "openai"], "did you mean"),
+        ([CAT, "--model", "ViT-B-32", "--classes", "a,b"], "needs weights"),
+        ([CAT, "--model", "ViT-B-32", "--classes", "a,b", "--pretrained", "openia"], "neither a file nor a tag"),
+        ([CAT, CAT, "--plot", "two.png"], "use --plot-dir"),
+    ],
+)
+def test_bad_usage(arguments, message):
+    assert message in " ".join(run("tune", *arguments, code=2).stderr.replace("│", " ").split())
+
+
+def test_a_folder_without_images_is_bad_usage(tmp_path):
+    assert "holds no images" in run("tune", tmp_path, code=2).stderr
+
+
+def test_plots(tmp_path):
+    pytest.importorskip("matplotlib")
+    run("tune", CAT, "--plot", tmp_path / "one.png", *FEW)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    for folder in "ab":
+        Image.new("RGB", (40, 50), "red").save(tmp_path / folder / "same.png")
+    run("tune", tmp_path / "a", tmp_path / "b", "--plot-dir", tmp_path / "plots" / "new", *FEW)
+    assert sorted(file.name for file in (tmp_path / "plots" / "new").iterdir()) == ["same-2.png", "same.png"]
+    with Image.open(tmp_path / "one.png") as picture:
+        assert min(picture.size) > 100
+
+
+# --- problems of the environment
+
+
+def test_a_plot_without_matplotlib(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert "matplotlib" in run("tune", CAT, "--plot", tmp_path / "one.png", code=3).stderr
+
+
+def test_no_compiler_where_native_is_wanted(monkeypatch, tmp_path):
+    (tmp_path / "csrc").mkdir()
+    (tmp_path / "python").mkdir()
+    monkeypatch.setattr(_build, "source_root", lambda: tmp_path)  # of which there is no build yet
+    monkeypatch.setattr(_jit, "_backend", None)
+    monkeypatch.setattr(_toolkit, "cxx", no_compiler)
+    monkeypatch.setenv("TPT_FAST_BACKEND", "native")
+    assert "no C++ compiler" in run("tune", CAT, *FEW, code=3).stderr
+    monkeypatch.setenv("TPT_FAST_BACKEND", "fastest")
+    assert "TPT_FAST_BACKEND: expected" in run("tune", CAT, *FEW, code=3).stderr
+    monkeypatch.setenv("TPT_FAST_BACKEND", "auto")
+    assert "the PyTorch reference runs in their place" in run("tune", CAT, *FEW).stderr
+
+
+def no_compiler():
+    raise _toolkit.BuildError("no C++ compiler: looked for c++ on the PATH.")
+
+
+def test_missing_demo_weights(monkeypatch):
+    def missing(_model):
+        raise FileNotFoundError("model.safetensors")
+
+    monkeypatch.setattr(demo.weights, "load_weights", missing)
+    assert "weights are missing from this installation" in run("tune", CAT, code=3).stderr
+
+
+# --- models of open_clip
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What open_clip is asked for; it answers with the demo model."""
+    import open_clip
+
+    calls = []
+
+    def create_model(name, **options):
+        calls.append((name, options["pretrained"], options["force_quick_gelu"]))
+        return demo.load().model
+
+    monkeypatch.setattr(open_clip, "create_model", create_model)
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("name", "tag", "forced"),
+    [
+        ("ViT-B-16", "openai", True),
+        ("ViT-B-16-quickgelu", "openai", False),
+        ("ViT-B-16", "laion2b_s34b_b88k", False),
+    ],
+)
+def test_quick_gelu_follows_the_weights(asked, name, tag, forced):
+    result = run("tune", CAT, "--model", name, "--pretrained", tag, "--classes", "cat,dog", *FEW)
+    assert asked == [(name, tag, forced)]
+    assert ("QuickGELU" in result.stderr) == forced
+
+
+def test_a_failed_download_is_the_environments_fault(monkeypatch):
+    import open_clip
+
+    def create_model(*_, **__):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(open_clip, "create_model", create_model)
+    arguments = ["--model", "ViT-B-32", "--pretrained", "openai", "--classes", "a,b"]
+    assert "cannot be loaded: no route to host" in run("tune", CAT, *arguments, code=3).stderr
+
+
+# --- demo, doctor, bench
+
+
+def test_demo(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    monkeypatch.chdir(tmp_path)
+    result = run("demo")
+    assert all(name in result.stdout for name in demo.PHOTOS)
+    assert (tmp_path / "tpt-fast-demo.png").stat().st_size > 10_000
+
+
+def test_demo_without_matplotlib(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    result = run("demo", "--json")
+    assert [row["file"] for row in rows(result)] == list(demo.PHOTOS)
+    assert "tpt_fast[plot]" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+    run("demo", "--out", tmp_path / "picture.png", code=3)
+
+
+def test_the_demo_model_is_the_librarys_to_the_bit():
+    ours, theirs = _models.load_model(None, None, "cpu"), demo.load()
+    assert isinstance(ours.model, clip.CLIP)
+    ids = ours.tokenizer(["a photo of a cat.", "a dog"])
+    assert torch.equal(ids, theirs.tokenizer(["a photo of a cat.", "a dog"]))
+    images = torch.randn(3, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(ours.model.encode_image(images), theirs.model.encode_image(images))
+        assert torch.equal(ours.model.encode_text(ids), theirs.model.encode_text(ids))
+
+
+def test_the_demo_does_without_what_is_slow_to_import():
+    code = (
+        "import sys, torch\nfrom tpt_fast.cli import app\n"
+        "app(['tune', sys.argv[1], '--views', '4'], standalone_mode=False)\n"
+        "assert not {'open_clip', 'torchvision', 'timm', 'torch._dynamo'} & set(sys.modules)"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    result = subprocess.run([sys.executable, "-c", code, str(CAT)], env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+def test_doctor():
+    result = run("doctor", "--json")
+    (report,) = rows(result)
+    assert report["works"] is True
+    found = report["found"]
+    assert found["torch"]["version"] == torch.__version__
+    assert found["kernels"]["backend"] == "native"
+    assert found["kernels"]["check"] == "agrees with the reference"
+    assert found["compiler"]["path"]
+    built = [build for build in found["cache"]["builds"] if build["key"] in found["kernels"]["library"]]
+    assert built
+    assert built[0]["seconds"] > 0
+    assert built[0]["bytes"] > 10_000
+    text = run("doctor").stdout
+    assert "the compiled kernels work" in text
+    assert found["cache"]["folder"] in text
+
+
+def test_doctor_where_native_is_turned_off(monkeypatch):
+    monkeypatch.setattr(_jit, "_backend", None)
+    monkeypatch.setenv("TPT_FAST_BACKEND", "reference")
+    (report,) = rows(run("doctor", "--json", code=3))
+    assert report["found"]["kernels"]["backend"] == "reference"
+    assert any("unset it" in advice for advice in report["advice"])
+
+
+def test_doctor_without_a_compiler(monkeypatch, tmp_path):
+    (tmp_path / "csrc").mkdir()
+    (tmp_path / "python").mkdir()
+    monkeypatch.setattr(_build, "source_root", lambda: tmp_path)
+    monkeypatch.setattr(_jit, "_backend", None)
+    monkeypatch.setattr(_toolkit, "cxx", no_compiler)
+    result = run("doctor", code=3)
+    assert "the compiled kernels do not run" in result.stdout
+    assert result.stdout.count("no C++ compiler: looked for") == 2  # why, and once among the advice
+
+
+def test_doctor_without_torch(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    (report,) = rows(run("doctor", "--json", code=3))
+    assert report["found"]["torch"] is None
+    assert any("torch cannot be imported" in advice for advice in report["advice"])
+
+
+def test_doctor_builds_again(monkeypatch, tmp_path):
+    for folder in ("csrc", "python"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "csrc" / "tiny.cpp").write_text("int tpt_fast_tiny() { return 2; }\n")
+    monkeypatch.setattr(_build, "source_root", lambda: tmp_path)
+    monkeypatch.setattr(_jit, "_backend", None)
+    monkeypatch.setenv("TPT_FAST_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("TPT_FAST_CUDA", "0")
+    for arguments in ([], ["--build"]):
+        (report,) = rows(run("doctor", "--json", *arguments))
+        (built,) = report["found"]["cache"]["builds"]
+    assert built["time"] > (tmp_path / "csrc" / "tiny.cpp").stat().st_mtime
+
+
+def test_bench():
+    records = rows(run("bench", "--json", "--repeats", 3))
+    assert len(records) == 3
+    for record in records:
+        assert record["ratio"] == pytest.approx(record["peer_ms"] / record["ms"])
+    assert "times faster" in run("bench", "--repeats", 3).stdout
