@@ -67,7 +67,6 @@ MODELS = {
 OTHERS = {
     "pools by 'avg'": lambda: small(pool_type="avg"),
     "pools by attention": lambda: small(attentional_pool=True, attn_pooler_queries=4, output_tokens=True),
-    "pools by attention ": lambda: small(attentional_pool="parallel", attn_pooler_queries=4, output_tokens=True),
     "CustomResidualAttentionBlock": lambda: small(qk_norm=True),
     "tanh": lambda: small(act_kwargs={"approximate": "tanh"}),
     "is a ModifiedResNet": lambda: small(vision=RESNET),
@@ -101,7 +100,7 @@ def test_equals_encode_image(name, dtype, bound):
     assert got.shape == (3, 64 if name == "no projection" else 32)
     want = theirs(model.double(), views.double())
     assert distance(got, want) < bound
-    assert distance(want[0], want[1]) > 1e-3  # or equality would say little
+    assert distance(want[0], want[1]) > 10 * bound  # or equality would say little
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -114,7 +113,7 @@ def test_own_executor(name):
 def test_module_with_a_reason(name):
     encoder = ImageEncoder(OTHERS[name](), torch.float32)
     assert encoder.engine == "module"
-    assert name.strip() in encoder.why_module
+    assert name in encoder.why_module
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -1,0 +1,46 @@
+"""A small CLIP that ships with the package, so that everything can be tried at once, without a download.
+
+A real open_clip ``CLIP`` for 32 x 32 images, trained on CIFAR-10 by ``python -m tpt_fast.demo.train``. Importing this
+module is cheap; ``load`` imports open_clip.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from open_clip import CLIP, SimpleTokenizer
+
+CLASSNAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+PHOTO_FOLDER = Path(__file__).parent / "photos"
+PHOTOS: dict[str, str | None] = {"cat.jpg": "cat", "coffee.jpg": None, "rocket.jpg": None, "temple.jpg": None}
+"""Photographs in ``PHOTO_FOLDER`` and which of ``CLASSNAMES`` each shows, if any. Sources in its README.md."""
+
+
+class Demo(NamedTuple):
+    """What ``load`` returns. ``preprocess``: open_clip's size, mean, std, interpolation, resize_mode, fill_color."""
+
+    model: CLIP
+    tokenizer: SimpleTokenizer
+    preprocess: dict[str, Any]
+    classnames: tuple[str, ...]
+
+
+def load() -> Demo:
+    """The demo model on the CPU, float32, in eval mode; no network, and the random generators stay as they are.
+
+    Images are 32 x 32, normalised with ``model.visual.image_mean`` and ``image_std``; text is at most 77 tokens of the
+    usual CLIP vocabulary. Raises ``FileNotFoundError`` where the weights are missing (not exported yet).
+    """
+    from open_clip import SimpleTokenizer
+    from open_clip.model import set_model_preprocess_cfg
+    from open_clip.transform import PreprocessCfg
+
+    from . import weights
+
+    model = weights.load_weights(weights.build(weights.read_config())).eval().requires_grad_(False)
+    preprocess = vars(PreprocessCfg(size=model.visual.image_size))
+    set_model_preprocess_cfg(model, preprocess)
+    return Demo(model, SimpleTokenizer(), preprocess, CLASSNAMES)

@@ -1,0 +1,110 @@
+"""Does tuning help the demo model? ``python -m tpt_fast.demo.evaluate --data DIR --n 1000``.
+
+Zero-shot and tuned top-1 on the same test images, and the difference with a paired bootstrap interval: both answers are
+about the same image, so their difference is known far better than either accuracy. Each kind of corruption is written
+as soon as it is done; the same command again goes on with the next.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
+
+from . import load, weights
+from .corruptions import KINDS, corrupt
+from .data import load_split
+
+
+def paired_interval(
+    before: NDArray[np.bool_], after: NDArray[np.bool_], resamples: int = 10_000, seed: int = 0
+) -> tuple[float, float, float]:
+    """Mean of ``after - before`` [N] in points, and its 95 % percentile bootstrap interval over the N images.
+
+    An image counts +1 (corrected), -1 (spoilt) or 0; resampling images is drawing the three counts from a multinomial.
+    """
+    n = len(before)
+    gained, lost = int((after & ~before).sum()), int((before & ~after).sum())
+    counts = np.random.default_rng(seed).multinomial(n, [gained / n, lost / n, 1 - (gained + lost) / n], resamples)
+    differences = 100 * (counts[:, 0] - counts[:, 1]) / n
+    low, high = np.quantile(differences, [0.025, 0.975])
+    return 100 * (gained - lost) / n, float(low), float(high)
+
+
+def markdown(rows: list[dict]) -> str:
+    """One table line a row."""
+    head = ["| kind | severity | n | zero-shot | tuned | difference (95 % interval) | s/image |", "|" + "---|" * 7]
+    return "\n".join(
+        head
+        + [
+            f"| {r['kind']} | {r['severity']} | {r['n']} | {r['zero_shot']:.1f} | {r['tuned']:.1f} | "
+            f"{r['difference']:+.2f} ({r['low']:+.2f} .. {r['high']:+.2f}) | {r['seconds_per_image']:.3f} |"
+            for r in rows
+        ]
+    )
+
+
+def write_aside(path: Path, text: str) -> None:
+    """Write and rename, so that an interruption never leaves half a file."""
+    aside = path.with_name(path.name + ".tmp")
+    aside.write_text(text)
+    os.replace(aside, path)
+
+
+def main(
+    data: Annotated[Path, typer.Option(help="Folder of cifar10_test.npz, or a torchvision data root.")] = Path("data"),
+    n: Annotated[int, typer.Option(help="Test images, the same seeded choice for every kind.")] = 1000,
+    kinds: Annotated[list[str] | None, typer.Option(help="Repeat for several; default: all.")] = None,
+    severity: Annotated[int, typer.Option(min=1, max=5)] = 3,
+    seed: int = 0,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="TuneConfig field: name=json; repeatable.")] = None,
+    out: Annotated[Path, typer.Option(help="Rows; the table goes beside it, as .md.")] = Path("demo_evaluation.json"),
+) -> None:
+    """Evaluate, resuming after the kinds that ``out`` already has for these settings."""
+    import tpt_fast
+
+    console = Console()
+    options = {name: json.loads(value) for name, value in (item.split("=", 1) for item in set_ or [])}
+    demo = load()
+    tuner = tpt_fast.Tuner(demo.model, list(demo.classnames), tpt_fast.TuneConfig(**options))
+    test = load_split(data, train=False, download=True)
+    chosen = np.random.default_rng(seed).permutation(len(test.labels))[:n]
+    images, labels = test.images.numpy()[chosen], test.labels.numpy()[chosen]
+    digest = hashlib.sha256(weights.WEIGHTS.read_bytes()).hexdigest()[:12]
+    settings = dict(n=len(labels), severity=severity, seed=seed, options=options, model=digest)
+
+    rows = json.loads(out.read_text()) if out.exists() else []
+    for kind in kinds or KINDS:
+        if any(row["kind"] == kind and all(row[key] == value for key, value in settings.items()) for row in rows):
+            continue
+        before, after = np.zeros(len(labels), bool), np.zeros(len(labels), bool)
+        began = time.perf_counter()
+        for i, image in enumerate(track(corrupt(images, kind, severity, seed), description=kind, console=console)):
+            result = tuner(torch.from_numpy(image))
+            before[i] = int(result.zero_shot_logits.argmax()) == labels[i]
+            after[i] = int(result.index) == labels[i]
+        seconds = (time.perf_counter() - began) / len(labels)
+        difference, low, high = paired_interval(before, after)
+        row = dict(kind=kind, **settings, zero_shot=100 * float(before.mean()), tuned=100 * float(after.mean()))
+        row |= dict(difference=difference, low=low, high=high, seconds_per_image=seconds)
+        row |= dict(corrected=int((after & ~before).sum()), spoilt=int((before & ~after).sum()))
+        row |= dict(torch=torch.__version__, python=platform.python_version(), machine=platform.machine())
+        rows.append(row | dict(cores=os.cpu_count()))
+        write_aside(out, json.dumps(rows, indent=1) + "\n")
+        write_aside(out.with_suffix(".md"), markdown(rows) + "\n")
+    print(markdown(rows))
+
+
+if __name__ == "__main__":
+    typer.run(main)
