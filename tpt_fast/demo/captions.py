@@ -63,6 +63,16 @@ def sample(classnames: tuple[str, ...], generic_sets: int, generator: torch.Gene
     return [_draw(templates, generator).format(_draw(names_of(c), generator)) for templates in sets for c in classnames]
 
 
+def sample_looks(classnames: tuple[str, ...], generator: torch.Generator) -> list[list[str]]:
+    """A caption of each class for each look, [looks][C]. One look's captions share a template: they are one prompt."""
+    return [of_classes(_draw(templates, generator), classnames, generator) for templates in LOOKS.values()]
+
+
+def of_classes(template: str, classnames: tuple[str, ...], generator: torch.Generator | None = None) -> list[str]:
+    """One caption a class; with a generator, some of the names are synonyms."""
+    return [template.format(_draw(names_of(c), generator) if generator else c) for c in classnames]
+
+
 def _draw(options: tuple[str, ...], generator: torch.Generator) -> str:
     """The first option, the canonical one, is drawn 40 % of the time; the others share the rest."""
     draws: Tensor = torch.rand(2, generator=generator)

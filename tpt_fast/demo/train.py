@@ -1,7 +1,8 @@
 """Train the demo model: ``python -m tpt_fast.demo.train --data DIR``.
 
 Stops and resumes at any epoch: run the same command again. The learning rate is constant until ``--decay-from`` and
-then falls to zero, so a run may also be resumed with another number of ``--epochs`` before that point.
+then falls to zero, so a run may also be resumed with another number of ``--epochs`` before that point. When the epochs
+are done, the text tower is trained once more, by itself (``text.py``).
 """
 
 from __future__ import annotations
@@ -18,9 +19,8 @@ import torch
 import torch.nn.functional as F
 import typer
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
-from open_clip.tokenizer import SimpleTokenizer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
 from torch import Tensor, nn
 
 from . import captions, weights
@@ -28,34 +28,10 @@ from .augment import random_views
 from .data import CLASSNAMES, Split, load_split
 from .initialise import initialise
 from .muon import Muon
+from .text import LOOKS, Texts, encode_text, train_text
 
 MEAN = torch.tensor(OPENAI_DATASET_MEAN).view(3, 1, 1)
 STD = torch.tensor(OPENAI_DATASET_STD).view(3, 1, 1)
-LOOKS = list(captions.LOOKS)
-
-
-class Texts:
-    """Captions as the token ids of a compact vocabulary: only tokens of some caption, numbered in ascending order.
-
-    The end-of-text token keeps the highest number, by which CLIP finds it.
-    """
-
-    def __init__(self) -> None:
-        self.tokenizer = SimpleTokenizer()
-        self.token_ids = torch.unique(self.tokenizer(captions.all_captions(CLASSNAMES)))
-
-    def __call__(self, texts: list[str]) -> Tensor:
-        """int64 [len(texts), L], L the longest caption's length: what follows an end-of-text is never read."""
-        tokens = torch.searchsorted(self.token_ids, self.tokenizer(texts))
-        return tokens[:, : int(tokens.argmax(1).max()) + 1]
-
-
-def encode_text(model: nn.Module, tokens: Tensor) -> Tensor:
-    """``model.encode_text`` for tokens that were cut to fewer than ``context_length``; features are normalised."""
-    length = tokens.shape[1]
-    x = model.token_embedding(tokens) + model.positional_embedding[:length]
-    x = model.ln_final(model.transformer(x, attn_mask=model.attn_mask[:length, :length]))
-    return F.normalize(x[torch.arange(len(x)), tokens.argmax(1)] @ model.text_projection, dim=-1)
 
 
 def contrastive_loss(logits: Tensor, labels: Tensor, looks: Tensor, generic_sets: int, look_weight: float) -> Tensor:
@@ -115,6 +91,16 @@ def zero_shot(model: nn.Module, tokens: Tensor, split: Split, batch: int = 500) 
     return 100 * hits / len(split.labels)
 
 
+@torch.no_grad()
+def random_features(
+    model: nn.Module, split: Split, batch: int, min_scale: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Features [B, D] of random views, normalised, their labels and their looks, all looks being equally frequent."""
+    chosen = torch.randint(len(split.labels), (batch,), generator=generator)
+    x, looks = random_views(split.images[chosen], min_scale, 1 / len(LOOKS), generator)
+    return F.normalize(model.eval().visual((x - MEAN) / STD), dim=-1), split.labels[chosen], looks
+
+
 def parameter_groups(model: nn.Module) -> tuple[list[Tensor], list[dict]]:
     """Hidden matrices of the image tower for Muon; the rest for AdamW, with weight decay on the text matrices only."""
     hidden, decayed, plain = [], [], []
@@ -133,7 +119,7 @@ def main(
     data: Annotated[Path, typer.Option(help="Folder of cifar10_*.npz, or a torchvision data root.")] = Path("data"),
     out: Annotated[Path, typer.Option(help="Where the fp16 model goes.")] = weights.WEIGHTS,
     checkpoint: Annotated[Path, typer.Option(help="Resumable state, written after each epoch.")] = Path("demo.ckpt"),
-    epochs: int = 14,
+    epochs: int = 20,
     batch: int = 256,
     muon_lr: float = 0.02,
     adam_lr: float = 2e-3,
@@ -166,10 +152,15 @@ def main(
     full_vocab, width = config["text_cfg"]["vocab_size"], config["text_cfg"]["width"]
     config["text_cfg"]["vocab_size"] = len(texts.token_ids)
     config["vision_cfg"]["patch_dropout"] = patch_dropout or 0.01
-    model = weights.build(config).train()
+
+    def untrained() -> nn.Module:
+        fresh = weights.build(config)
+        fresh.token_embedding.weight.data.copy_(weights.token_table(full_vocab, width)[texts.token_ids])
+        return fresh
+
+    model = untrained().train()
     sample, _ = random_views(train.images[:2048], min_scale, clear, generator)
     initialise(model, (sample - MEAN) / STD)
-    model.token_embedding.weight.data.copy_(weights.token_table(full_vocab, width)[texts.token_ids])
     workers = Workers(model, torch.get_num_threads(), generic_sets, look_weight)
 
     hidden, others = parameter_groups(model)
@@ -217,7 +208,17 @@ def main(
         console.print(f"epoch {epoch + 1}: loss {running:.3f}, held-out top-1 {accuracy:.1f} %, {seconds:.0f} s in all")
         save_checkpoint(checkpoint, model, optimisers, generator, epoch + 1, seconds)
 
-    weights.save_weights(model.state_dict(), texts.token_ids, out)
+    final = untrained()
+    final.visual.load_state_dict(model.visual.state_dict())
+    final.logit_scale.data.copy_(model.logit_scale)
+    seen = [
+        random_features(final, train, batch, min_scale, generator)
+        for _ in track(range(160), "features", console=console)
+    ]
+    train_text(final, texts, *(torch.cat(column) for column in zip(*seen)), generator, console)
+    console.print(f"held-out top-1 {zero_shot(final, prompts, watched):.1f} % with the final text tower")
+
+    weights.save_weights(final.state_dict(), texts.token_ids, out)
     exported = weights.load_weights(weights.build(weights.read_config()), out)
     test = load_split(data, train=False, download=True)
     accuracy = zero_shot(exported, texts.tokenizer(list(map(captions.PROMPT.format, CLASSNAMES))), test)
