@@ -131,6 +131,7 @@ def main(
     clear: Annotated[float, typer.Option(help="Fraction of images without blur, noise, darkness, glare.")] = 0.75,
     generic_sets: Annotated[int, typer.Option(help="Sets of ten captions without a look, each step.")] = 2,
     look_weight: float = 0.2,
+    feature_batches: Annotated[int, typer.Option(help="Batches of features for the text tower's own stage.")] = 160,
     holdout: Annotated[int, typer.Option(help="Training images kept back to watch progress with.")] = 1000,
     seed: int = 0,
     threads: Annotated[int, typer.Option(help="CPU cores to use; 0: all that torch sees.")] = 0,
@@ -211,10 +212,8 @@ def main(
     final = untrained()
     final.visual.load_state_dict(model.visual.state_dict())
     final.logit_scale.data.copy_(model.logit_scale)
-    seen = [
-        random_features(final, train, batch, min_scale, generator)
-        for _ in track(range(160), "features", console=console)
-    ]
+    batches = track(range(feature_batches), "features", console=console)
+    seen = [random_features(final, train, batch, min_scale, generator) for _ in batches]
     train_text(final, texts, *(torch.cat(column) for column in zip(*seen)), generator, console)
     console.print(f"held-out top-1 {zero_shot(final, prompts, watched):.1f} % with the final text tower")
 
