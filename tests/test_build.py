@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from tpt_fast import _build, _jit, _toolkit
+from tpt_fast.ops import build_info
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -71,7 +72,7 @@ def leftovers(cache: Path) -> list[str]:
 def test_the_real_sources_build_and_load():
     backend = _jit.ensure()
     assert backend.name == "native", backend.why
-    assert torch.ops.tpt_fast.build_info().startswith("CPU")
+    assert build_info().startswith("CPU")
 
 
 def test_importing_builds_nothing_and_leaves_torch_alone(tmp_path):

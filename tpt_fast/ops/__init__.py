@@ -1,6 +1,21 @@
 """The package's ops: typed wrappers around ``torch.ops.tpt_fast``, one file each."""
 
 from ._library import build_info
+from .adamw_step import AdamWState, adamw_step
+from .add_layer_norm import add_layer_norm
+from .bias_act import bias_act
 from .objective import Objective, objective
+from .prefix_attention import prefix_attention
+from .views import views
 
-__all__ = ["Objective", "build_info", "objective"]
+__all__ = [
+    "AdamWState",
+    "Objective",
+    "adamw_step",
+    "add_layer_norm",
+    "bias_act",
+    "build_info",
+    "objective",
+    "prefix_attention",
+    "views",
+]
