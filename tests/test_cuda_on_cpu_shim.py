@@ -20,10 +20,14 @@ def shim():
     return build.load()
 
 
+def launch(shim, name, values, out, *sizes):
+    shim.shim_test(**{"name": name, "in": values, "out": out, "sizes": sizes})
+
+
 def run(shim, name, values, out, blocks=1, threads=32, shared=0, seed=0):
     shim.set_seed(seed)
     out = np.full(out, -7, np.int32)
-    shim.shim_test(name, np.asarray(values, np.int32), out, blocks, threads, shared)
+    launch(shim, name, np.asarray(values, np.int32), out, blocks, threads, shared)
     return out
 
 
@@ -55,7 +59,7 @@ def test_the_last_block_sees_what_all_wrote(shim, seed):
     shim.set_seed(seed)
     out = np.zeros(3, np.int32)
     for _ in range(2):  # the counter has wrapped
-        shim.shim_test("arrive", np.arange(50, dtype=np.int32), out, 50, 1, 0)
+        launch(shim, "arrive", np.arange(50, dtype=np.int32), out, 50, 1, 0)
     assert out.tolist() == [0, 2 * 1225, 2 * 1225]
 
 
@@ -115,12 +119,20 @@ def test_launch_limits(shim, blocks, threads, shared):
         run(shim, "poison", [], 4096, blocks, threads, shared)
 
 
+def test_arguments_are_never_copied_or_ignored(shim):
+    out = np.zeros(64, np.int32)
+    with pytest.raises(TypeError, match="in: item size"):
+        launch(shim, "reverse", out.astype(np.int64), out, 1, 64, 0)
+    with pytest.raises(TypeError, match=r"not an argument: .*colour"):
+        shim.shim_test(**{"name": "reverse", "in": out, "out": out, "sizes": (1, 64, 0), "colour": 3})
+
+
 def test_the_address_sanitizer_sees_the_end_of_shared_memory():
     code = (
-        "import numpy as np; from cuda_on_cpu import build; shim = build.load(sanitize=True)\n"
+        "import numpy as np; from test_cuda_on_cpu_shim import build, launch; shim = build.load()\n"
         "out = np.zeros(64, np.int32)\n"
-        "shim.shim_test('reverse', out, out.copy(), 1, 64, 0); print('clean', flush=True)\n"
-        "shim.shim_test('out_of_bounds', out, out, 1, 32, 128); print('missed')"
+        "launch(shim, 'reverse', out, out.copy(), 1, 64, 0); print('clean', flush=True)\n"
+        "launch(shim, 'out_of_bounds', out, out, 1, 32, 128); print('missed')"
     )
     build.build(sanitize=True)
     result = subprocess.run(

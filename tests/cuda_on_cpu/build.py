@@ -18,18 +18,14 @@ HERE = Path(__file__).resolve().parent
 CSRC = HERE.parent.parent / "csrc"
 FLAGS = ["-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-DTPT_FAST_CUDA"]
 FLAGS += ["-ffp-contract=off", f"-I{HERE / 'include'}"]
-# A kernel's stack frames must stay on the fiber's own stack, hence no fake stacks (see README.md).
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g1", "-O1"]
+NAME = "cuda_on_cpu_kernels"
+BINDINGS = HERE / "module.cpp"  # never sanitized: pybind11's templates would take most of the time to compile
 
 
 def compiler() -> str | None:
     """The host compiler, or None."""
     return shutil.which(os.environ.get("CXX", "g++"))
-
-
-def module_name(sanitize: bool) -> str:
-    """The name the built module goes by."""
-    return "cuda_on_cpu_sanitized" if sanitize else "cuda_on_cpu_plain"
 
 
 def sources() -> list[Path]:
@@ -45,31 +41,31 @@ def build(sanitize: bool = False) -> Path:
     """
     import pybind11
 
-    name = module_name(sanitize)
-    flags = [*FLAGS, *(SANITIZE if sanitize else ["-O2"]), f"-DTPT_FAST_MODULE={name}"]
+    kernels = [*FLAGS, *(SANITIZE if sanitize else ["-O2"])]
     python = [f"-isystem{pybind11.get_include()}", f"-isystem{sysconfig.get_paths()['include']}"]
     cache = Path(tempfile.gettempdir()) / f"cuda_on_cpu-{os.getuid()}"
     cache.mkdir(mode=0o700, exist_ok=True)
-    headers = hashlib.sha256(" ".join([compiler() or "", *flags]).encode())
+    headers = hashlib.sha256((compiler() or "").encode())
     for header in sorted([*CSRC.glob("*.h"), *CSRC.glob("*.cuh"), *HERE.glob("*.h"), *HERE.glob("include/*.h")]):
         headers.update(header.read_bytes())
 
     def compile_one(source: Path) -> Path:
+        flags = [*FLAGS, "-O0", *python] if source == BINDINGS else kernels
         digest = headers.copy()
-        digest.update(source.read_bytes())
+        digest.update(" ".join(flags).encode() + source.read_bytes())
         target = cache / f"{source.stem}-{digest.hexdigest()[:16]}.o"
         if not target.exists():
             language = ["-x", "c++"] if source.suffix == ".cu" else []
-            _run([compiler(), *flags, *python, *language, "-c", str(source)], target)
+            _run([compiler(), *flags, *language, "-c", str(source)], target)
         return target
 
     with ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2) as pool:
         objects = list(pool.map(compile_one, sources()))
     folder = cache / hashlib.sha256("".join(map(str, objects)).encode()).hexdigest()[:16]
     folder.mkdir(exist_ok=True)
-    library = folder / f"{name}{sysconfig.get_config_var('EXT_SUFFIX')}"
+    library = folder / f"{NAME}{sysconfig.get_config_var('EXT_SUFFIX')}"
     if not library.exists():
-        _run([compiler(), "-shared", *flags, *map(str, objects)], library)
+        _run([compiler(), "-shared", *kernels, *map(str, objects)], library)
     return library
 
 
@@ -84,24 +80,23 @@ def _run(command: list[str | None], target: Path) -> None:
     Path(scratch.name).rename(target)
 
 
-def load(sanitize: bool = False) -> ModuleType:
-    """Build and import; the sanitized module needs a process started with :func:`environment`."""
-    name = module_name(sanitize)
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, build(sanitize))
+def load() -> ModuleType:
+    """Build and import: the sanitized module in a process started with ``environment(sanitize=True)``."""
+    if NAME not in sys.modules:
+        spec = importlib.util.spec_from_file_location(NAME, build(os.environ.get("CUDA_ON_CPU_SANITIZE") == "1"))
         module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
         spec.loader.exec_module(module)
-    return sys.modules[name]
+        sys.modules[NAME] = module
+    return sys.modules[NAME]
 
 
-def environment(sanitize: bool, seed: int = 0) -> dict[str, str]:
-    """Environment of a Python process that loads the module."""
-    result = {**os.environ, "CUDA_ON_CPU_SANITIZE": str(int(sanitize)), "CUDA_ON_CPU_SEED": str(seed)}
+def environment(sanitize: bool) -> dict[str, str]:
+    """Environment of a Python process that calls :func:`load`."""
+    result = {**os.environ, "CUDA_ON_CPU_SANITIZE": str(int(sanitize))}
     if sanitize:
         library = subprocess.run([compiler(), "-print-file-name=libasan.so"], stdout=subprocess.PIPE, text=True).stdout
         result["LD_PRELOAD"] = library.strip()
-        # Python never frees some of its memory; fibers keep frames on stacks of their own.
+        # Python never frees some of its memory; and a kernel's frames stay on the stack of its fiber.
         result["ASAN_OPTIONS"] = "detect_leaks=0:detect_stack_use_after_return=0"
         result["UBSAN_OPTIONS"] = "print_stacktrace=1"
     return result
