@@ -1,6 +1,8 @@
 """What is in the wheel, that a source distribution makes the same one, and that CI runs what the README says."""
 
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -72,6 +74,33 @@ def test_one_version(wheel):
     stated = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.M)[1]
     assert wheel.name.split("-")[1] == stated
     assert tpt_fast.__version__ in (stated, "0+unknown")  # the latter in a checkout that is not installed
+
+
+def test_the_installed_wheel_runs_from_anywhere(wheel, tmp_path):
+    """``python -m tpt_fast`` of the wheel, not of the checkout, knows its version and finds every source and weight."""
+    zipfile.ZipFile(wheel).extractall(tmp_path)
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-m", "tpt_fast", "--version"]
+    said = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stdout
+    assert said.split() == ["tpt-fast", wheel.name.split("-")[1]]
+    code = (
+        "from pathlib import Path; from tpt_fast import _build; from tpt_fast.demo import weights\n"
+        "assert _build.source_root() == Path('tpt_fast/_sources').resolve(), _build.source_root()\n"
+        "assert weights.WEIGHTS.exists() and weights.WEIGHTS.is_relative_to(Path.cwd()), weights.WEIGHTS"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.skipif(shutil.which("cmake") is None, reason="no cmake")
+def test_csrc_compiles_by_itself(checkout, tmp_path):
+    """CMakeLists.txt, without torch or Python among the include folders."""
+    for arguments in (["-S", checkout, "-B", tmp_path], ["--build", tmp_path, "-j2"]):
+        result = subprocess.run(["cmake", *arguments], capture_output=True, text=True)
+        assert result.returncode == 0, result.stdout + result.stderr
+    assert (tmp_path / "libtpt_fast.a").exists()
+    commands = (tmp_path / "compile_commands.json").read_text()
+    assert all(f"/{file.name}" in commands for file in (checkout / "csrc").glob("*.cpp"))
 
 
 def test_ci_runs_the_readmes_commands():
