@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
 from threading import Lock
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from . import _jit
 from .adapters import PRECISIONS, text_root, token_embedding
+from .batch import Classes, Objective, Stages, tune_features
 from .config import TuneConfig
 from .images import load_image
-from .ops import objective
 from .prompts import check_classnames, load_ctx
-from .reference.adamw_step import adamw_step
 from .result import TuneResult
 from .text import TextEncoder
+from .text.memory import free_bytes
 from .views import draw_boxes, make_views, pass_order
 from .vision import ImageEncoder, preprocessing
 
-Objective = Callable[[Tensor], Tensor]
+BATCH_BYTES = 2 << 30  # of views and kept activations at once, on the CPU
 
 
 class Tuner:
@@ -89,7 +87,7 @@ class Tuner:
         )
         text.initial()
         inverse = torch.tensor([place[name] for name in names], device=text.device) if repeated else None
-        self._classes = _Classes(names, text, inverse)
+        self._classes = Classes(names, text, inverse)
 
     @property
     def classnames(self) -> tuple[str, ...]:
@@ -107,16 +105,34 @@ class Tuner:
         Raises:
             TypeError, ValueError, OSError: an image that cannot be read, naming what is wrong with it.
         """
-        stages = _Stages()
-        with stages("load"):
-            pixels = load_image(image)
-        with stages("views"):
-            if boxes is None:
-                # None stands for torch's global generator, from which the published code draws.
-                seed = None if self.config.strict_official else self.config.seed
-                boxes = draw_boxes(pixels.shape[0], pixels.shape[1], self.config.n_views - 1, seed=seed)
-            views = make_views(pixels.to(self._scale.device), boxes=boxes, **self.preprocessing._asdict())
-        return self._tune(views, stages, keep_views)
+        return self._tune([self._prepare(image, boxes)], keep_views)[0]
+
+    def tune_batch(self, images: Sequence, *, keep_views: bool = False) -> list[TuneResult]:
+        """Tune a prompt of its own for each of B images, in one pass.
+
+        Equal to one image at a time within rounding. What does not fit in a third of the free memory goes in several
+        passes of as many images as do; the timings of a result are its pass's, divided by the number of images in it.
+
+        Args:
+            images: B images of any sizes, as for :meth:`__call__`.
+            keep_views: keep the views in the results.
+
+        Raises:
+            TypeError, ValueError, OSError: an image that cannot be read, naming its index, when its pass comes.
+        """
+        if isinstance(images, (str, Tensor)) or not isinstance(images, Sequence):
+            raise TypeError(f"images: expected a list of images, got {type(images).__name__}")
+        results, at_once = [], self._at_once()
+        for begin in range(0, len(images), at_once):
+            prepared = []
+            for i, image in enumerate(images[begin : begin + at_once], begin):
+                try:
+                    prepared.append(self._prepare(image))
+                except (TypeError, ValueError, OSError) as error:
+                    *before, message = error.args or ("",)
+                    raise type(error)(*before, f"images[{i}]: {message}") from error
+            results += self._tune(prepared, keep_views)
+        return results
 
     def tune_views(self, views: Tensor, *, keep_views: bool = False) -> TuneResult:
         """The same for views that are there already.
@@ -137,74 +153,57 @@ class Tuner:
             raise ValueError(f"views: expected 2 or more views, got {len(views)}")
         if not views.isfinite().all():
             raise ValueError("views: expected finite values, got NaN or infinity")
-        return self._tune(views.to(self._scale.device), _Stages(), keep_views)
+        return self._tune([Prepared(views.to(self._scale.device), {})], keep_views)[0]
+
+    def _prepare(self, image, boxes: Tensor | None = None) -> Prepared:
+        """From an image to its views."""
+        stages = Stages()
+        with stages("load"):
+            pixels = load_image(image)
+        with stages("views"):
+            if boxes is None:
+                # None stands for torch's global generator, from which the published code draws.
+                seed = None if self.config.strict_official else self.config.seed
+                boxes = draw_boxes(pixels.shape[0], pixels.shape[1], self.config.n_views - 1, seed=seed)
+            views = make_views(pixels.to(self._scale.device), boxes=boxes, **self.preprocessing._asdict())
+        return Prepared(views, stages.seconds)
 
     @torch.no_grad()
-    def _tune(self, views: Tensor, stages: _Stages, keep_views: bool) -> TuneResult:
-        config, classes = self.config, self._classes
-        text = classes.text
-        kept = config.n_selected(len(views))
+    def _tune(self, prepared: list[Prepared], keep_views: bool) -> list[TuneResult]:
+        """One result an image; all have N views."""
+        classes, stages = self._classes, Stages()
+        for each in prepared:
+            stages.add(each.seconds)
         with stages("encode"):
-            images = self._images.encode(views)
-        ctx, (features, tape) = text.ctx_init, text.initial()
-        exp_avg, exp_avg_sq = torch.zeros_like(ctx), torch.zeros_like(ctx)
-        grad = torch.zeros_like(ctx)
-        selected, status, first = None, "tuned", None
-        images = self._scale * images
-        zero_shot = classes.logits(images, features)[0]
-
-        for step in range(1, config.steps + 1):
-            with stages("objective"):
-                logits = classes.logits(images, features)
-                found = objective(logits, kept, selected)
-                loss, grad_logits, rows = self._differentiate(logits, found)
-                grad_features = classes.grad_features(images[rows], grad_logits)
-                first, selected = first or (found.entropy, loss), found.selected
-            with stages("text backward"):
-                grad = text.backward(tape, grad_features)
-            with stages("update"):
-                if not bool(grad.isfinite().all() & loss.isfinite()):
-                    status = "skipped"
-                    break
-                ctx, exp_avg, exp_avg_sq = adamw_step(
-                    ctx, grad, exp_avg, exp_avg_sq, step, config.lr, weight_decay=config.weight_decay
-                )
-            with stages("text forward"):
-                features, tape = text.forward(ctx, keep=step < config.steps)
-
+            images = self._scale * self._images.encode(torch.cat([each.views for each in prepared]))
+            images = images.view(len(prepared), -1, images.shape[-1])
+        tuned = tune_features(images, classes, self.config, stages, self._objective)
         with stages("predict"):
-            if status == "skipped":
-                ctx, (features, _) = text.ctx_init, text.initial()
-            logits = classes.logits(images, features)
-            found = objective(logits, kept, selected)
-            loss_after = self._differentiate(logits, found)[0]
-            entropy, loss = first or (found.entropy, loss_after)
-            answer = {"logits": logits[0], "zero_shot_logits": zero_shot, "ctx_init": text.ctx_init, "ctx": ctx}
-            answer |= {"entropies": entropy, "grad": grad}
-            answer = {name: value.float().cpu() for name, value in answer.items()}
-        return TuneResult(
-            classnames=classes.names,
-            **answer,
-            selected=found.selected.cpu(),
-            loss=float(loss),
-            loss_after=float(loss_after),
-            status=status,
-            timings=stages.finish(),
-            engines=self._engines(text),
-            views=views.float().cpu() if keep_views else None,
-        )
+            rows, ctx_init = tuned.rows(), classes.text.ctx_init.float().cpu()
+        timings = {name: seconds / len(prepared) for name, seconds in stages.seconds.items()}
+        timings["total"] = sum(timings.values())
+        return [
+            TuneResult(
+                classnames=classes.names,
+                ctx_init=ctx_init,
+                **row,
+                timings=dict(timings),
+                engines=self._engines(classes.text),
+                views=each.views.float().cpu() if keep_views else None,
+            )
+            for each, row in zip(prepared, rows, strict=True)
+        ]
 
-    def _differentiate(self, logits: Tensor, found) -> tuple[Tensor, Tensor, Tensor | slice]:
-        """Loss, its gradient with respect to some rows of the logits, and which rows."""
-        if self._objective is None:
-            return found.loss, found.grad, found.selected
-        with torch.enable_grad():
-            leaf = logits.detach().requires_grad_()
-            loss = self._objective(leaf)
-            if not isinstance(loss, Tensor) or loss.numel() != 1:
-                raise ValueError("objective: expected it to return a scalar tensor")
-            (grad,) = torch.autograd.grad(loss, leaf)
-        return loss.detach().reshape(()), grad, slice(None)
+    def _at_once(self) -> int:
+        """How many images fit in memory together: their views, twice in passing, and what further steps keep."""
+        size, text = self.preprocessing.size, self._classes.text
+        bytes_each = 2 * 4 * 3 * self.config.n_views * size**2
+        if self.config.steps > 1:
+            bytes_each += text.describe()["kept_bytes"]
+        budget = free_bytes(text.device) // 3
+        if text.device.type == "cpu":  # more would gain nothing there
+            budget = min(budget, BATCH_BYTES)
+        return max(1, budget // bytes_each)
 
     def _engines(self, text: TextEncoder) -> dict[str, str]:
         return {
@@ -216,42 +215,11 @@ class Tuner:
         }
 
 
-@dataclass(frozen=True)
-class _Classes:
-    """One list of classes. Each different name is encoded once, so names that repeat have equal logits to the bit."""
+class Prepared(NamedTuple):
+    """One image's views [N, 3, S, S], and the seconds of each stage that made them."""
 
-    names: tuple[str, ...]
-    text: TextEncoder
-    inverse: Tensor | None  # [C], which of the different names each is; None if no name repeats
-
-    def logits(self, images: Tensor, features: Tensor) -> Tensor:
-        """[N, C] from scaled image features [N, D] and text features [U, D]."""
-        logits = images @ features.to(images.dtype).T
-        return logits if self.inverse is None else logits[:, self.inverse]
-
-    def grad_features(self, images: Tensor, grad_logits: Tensor) -> Tensor:
-        """[U, D] from the same rows of the scaled image features [K, D] and of the logits' gradient [K, C]."""
-        if self.inverse is not None:
-            different = grad_logits.new_zeros(len(grad_logits), len(self.text.classnames))
-            grad_logits = different.index_add_(1, self.inverse, grad_logits)
-        return grad_logits.T @ images
-
-
-class _Stages:
-    """Wall-clock seconds of named stages, summed over repeats."""
-
-    def __init__(self) -> None:
-        self._started = time.perf_counter()
-        self._seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, name: str):
-        started = time.perf_counter()
-        yield
-        self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - started
-
-    def finish(self) -> dict[str, float]:
-        return {**self._seconds, "total": time.perf_counter() - self._started}
+    views: Tensor
+    seconds: dict[str, float]
 
 
 _KEPT_TUNERS = 4

@@ -1,0 +1,119 @@
+"""Several images in one pass against one at a time."""
+
+import math
+
+import open_clip
+import pytest
+import torch
+from PIL import Image
+
+from tpt_fast import TuneConfig, Tuner
+from tpt_fast.demo import PHOTO_FOLDER
+
+NAMES = ["cat", "dog", "sports car", "goldfish", "dog"]
+FIELDS = ("logits", "zero_shot_logits", "entropies", "selected", "ctx_init", "grad")
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(1)
+    vision = {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8, "head_width": 32}
+    text = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2}
+    model = open_clip.model.CLIP(32, vision, text)
+    for p in model.parameters():
+        if p.dim() > 1:
+            torch.nn.init.normal_(p, std=0.15)
+    return model
+
+
+@pytest.fixture(scope="module")
+def images():
+    """Different pictures of different sizes and kinds."""
+    small = Image.open(PHOTO_FOLDER / "rocket.jpg").convert("RGB").resize((70, 130))
+    return [PHOTO_FOLDER / "cat.jpg", small, (255 * torch.rand(33, 40, 3)).byte()]
+
+
+def tuner(model, **options):
+    return Tuner(model, NAMES, TuneConfig(n_views=8, rho=0.4, **options))
+
+
+def agree(many, single, tuned=1e-5):
+    for field in FIELDS:
+        got, want = getattr(many, field), getattr(single, field)
+        bound = tuned if field in ("logits", "grad") else 1e-5
+        assert (got - want).abs().max() <= bound * max(1.0, float(want.abs().max())), field
+    # Where the gradient is all rounding, the sign that a step goes by is too.
+    clear = single.grad.abs() > 1e-3 * single.grad.abs().max()
+    torch.testing.assert_close(many.ctx[clear], single.ctx[clear], rtol=0, atol=1e-4)
+    assert many.loss == pytest.approx(single.loss, rel=1e-5)
+    assert many.loss_after == pytest.approx(single.loss_after, rel=tuned)
+    assert (many.status, many.classnames, many.engines) == (single.status, single.classnames, single.engines)
+
+
+@pytest.mark.parametrize("options", [{}, {"engine": "module"}, {"ctx": "specific"}], ids=str)
+@pytest.mark.parametrize("steps", [0, 1, 2])
+def test_equals_one_at_a_time(model, images, steps, options):
+    if options.get("ctx") == "specific":
+        options = {"ctx": 0.1 * torch.randn(len(NAMES), 3, 64)}
+    single = tuner(model, steps=steps, **options)
+    many = single.tune_batch(images, keep_views=True)
+    assert len(many) == 3
+    for got, image in zip(many, images, strict=True):
+        want = single(image, keep_views=True)
+        assert torch.equal(got.views, want.views)
+        # A class of its own context may have a gradient that is all rounding, and AdamW goes by its sign.
+        agree(got, want, tuned=1e-3 if single.config.ctx is not None and steps else 1e-5)
+    assert not torch.equal(many[0].logits, many[1].logits)
+    if steps:
+        assert not torch.equal(many[0].ctx, many[1].ctx)
+
+
+def test_images_that_do_not_fit_together_are_tuned_in_parts(model, images, monkeypatch):
+    single = tuner(model, steps=2)
+    monkeypatch.setattr("tpt_fast.tuner.free_bytes", lambda device: 0)
+    for got, image in zip(single.tune_batch(images), images, strict=True):
+        agree(got, single(image))
+
+
+def test_one_image_is_skipped_and_the_others_are_not(model, images):
+    """An objective that is not finite for one of the images."""
+    config, bad = TuneConfig(n_views=8, rho=0.4, steps=2), []
+
+    def objective(logits):
+        loss = torch.distributions.Categorical(logits=logits).entropy().mean()
+        return loss * math.inf if bad and torch.allclose(logits[0], bad[0], atol=1e-3) else loss
+
+    tuner = Tuner(model, NAMES, config, objective=objective)
+    fine = tuner.tune_batch(images)
+    assert [result.status for result in fine] == ["tuned"] * 3
+    bad.append(fine[1].zero_shot_logits)
+    found = tuner.tune_batch(images)
+    assert [result.status for result in found] == ["tuned", "skipped", "tuned"]
+    assert torch.equal(found[1].ctx, found[1].ctx_init)
+    assert torch.equal(found[1].logits, found[1].zero_shot_logits)
+    assert not found[1].grad.isfinite().all()
+    agree(found[0], fine[0])
+    agree(found[2], fine[2])
+
+
+def test_timings_are_shares_of_the_batch(model, images):
+    found = tuner(model).tune_batch(images)
+    assert found[0].timings == found[2].timings
+    stages = {name: seconds for name, seconds in found[0].timings.items() if name != "total"}
+    assert {"load", "views", "encode", "text forward"} < stages.keys()
+    assert sum(stages.values()) == pytest.approx(found[0].timings["total"])
+
+
+def test_messages(model, images, tmp_path):
+    single = tuner(model)
+    assert single.tune_batch([]) == []
+    (tmp_path / "empty.jpg").touch()
+    with pytest.raises(ValueError, match=r"^images\[1\]: image: .*empty.jpg is an empty file"):
+        single.tune_batch([images[0], tmp_path / "empty.jpg"])
+    with pytest.raises(FileNotFoundError, match=r"images\[2\]: image: cannot read .*missing.jpg"):
+        single.tune_batch([images[0], images[1], tmp_path / "missing.jpg"])
+    with pytest.raises(TypeError, match=r"^images\[0\]: image: expected a path"):
+        single.tune_batch([7])
+    for wrong in ("cat.jpg", torch.zeros(2, 3, 32, 32), iter(images)):
+        with pytest.raises(TypeError, match="images: expected a list of images, got"):
+            single.tune_batch(wrong)

@@ -1,0 +1,164 @@
+"""The loop of a batch of images, each with a prompt of its own: objective, gradient, update, prediction."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .config import TuneConfig
+from .ops import objective
+from .ops.adamw_step import adamw_step
+from .text import TextEncoder
+
+Objective = Callable[[Tensor], Tensor]
+
+
+class Stages:
+    """Wall-clock seconds of named stages, summed over repeats."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, name: str):
+        started = time.perf_counter()
+        yield
+        self.add({name: time.perf_counter() - started})
+
+    def add(self, seconds: dict[str, float]) -> None:
+        for name, value in seconds.items():
+            self.seconds[name] = self.seconds.get(name, 0.0) + value
+
+
+@dataclass(frozen=True)
+class Classes:
+    """One list of classes. Each different name is encoded once, so names that repeat have equal logits to the bit."""
+
+    names: tuple[str, ...]
+    text: TextEncoder
+    inverse: Tensor | None  # [C], which of the different names each is; None if no name repeats
+
+    def logits(self, images: Tensor, features: Tensor) -> Tensor:
+        """[B, N, C] from scaled image features [B, N, D] and text features, [U, D] of all images or [B, U, D]."""
+        logits = images @ features.to(images.dtype).mT
+        return logits if self.inverse is None else logits[..., self.inverse]
+
+    def grad_features(self, images: Tensor, grad_logits: Tensor) -> Tensor:
+        """[B, U, D] from the same rows of the scaled image features [B, K, D] and the logits' gradient [B, K, C]."""
+        if self.inverse is not None:
+            different = grad_logits.new_zeros(*grad_logits.shape[:2], len(self.text.classnames))
+            grad_logits = different.index_add_(-1, self.inverse, grad_logits)
+        return grad_logits.mT @ images
+
+
+class Tuned(NamedTuple):
+    """B images tuned: tensors on their device, which nothing has waited for."""
+
+    logits: Tensor  # [B, C] of view 0
+    zero_shot_logits: Tensor  # [B, C]
+    ctx: Tensor  # [B, n_ctx, width]; class-specific [B, U, n_ctx, width]
+    grad: Tensor  # like ctx, of the last step
+    entropies: Tensor  # [B, N]
+    selected: Tensor  # [B, K]
+    loss: Tensor  # [B]
+    loss_after: Tensor  # [B]
+    status: Tensor  # bool [B]: False where a loss or gradient was not finite
+
+    def rows(self) -> list[dict[str, Any]]:
+        """What each image's :class:`~tpt_fast.TuneResult` says: float32 tensors on the CPU, plain numbers."""
+        columns: dict[str, Any] = {
+            name: (value.float() if value.is_floating_point() else value).cpu()
+            for name, value in self._asdict().items()
+        }
+        columns |= {name: columns[name].tolist() for name in ("loss", "loss_after")}
+        columns["status"] = ["tuned" if good else "skipped" for good in columns["status"].tolist()]
+        return [{name: column[i] for name, column in columns.items()} for i in range(len(self.logits))]
+
+
+def tune_features(
+    images: Tensor, classes: Classes, config: TuneConfig, stages: Stages, custom: Objective | None = None
+) -> Tuned:
+    """Tune for B images.
+
+    An image whose loss or gradient is not finite in any step gets the zero-shot answer; the others do not notice.
+
+    Args:
+        images: [B, N, D] features of all views times the logit scale.
+        custom: what to minimise in place of the marginal entropy, a function of one image's logits [N, C].
+    """
+    text, kept = classes.text, config.n_selected(images.shape[1])
+
+    def evaluate(features: Tensor, selected: Tensor | None) -> _Evaluation:
+        with stages("objective"):
+            logits = classes.logits(images, features)
+            found = objective(logits, kept, selected)
+            loss, grad, rows = found.loss, found.grad, found.selected
+            if custom is not None:
+                loss, grad, rows = *_differentiate(logits, custom), None
+            chosen = images if rows is None else images.take_along_dim(rows.unsqueeze(-1), 1)
+            grad_features = classes.grad_features(chosen, grad)
+        return _Evaluation(logits[:, 0], loss, grad_features, found.entropy, found.selected)
+
+    features, tape = text.initial()
+    start = text.ctx_init.expand(len(images), *text.ctx_init.shape)
+    ctx, grad, moments = start, torch.zeros_like(start), ()
+    now = first = evaluate(features, None)
+    for step in range(1, config.steps + 1):
+        with stages("text backward"):
+            grad = text.backward(tape, now.grad_features)
+        with stages("update"):  # a bad loss counts as a bad gradient; class-specific contexts are just more vectors
+            usable = _where(now.loss.isfinite(), grad, torch.full_like(grad, torch.nan))
+            flat = (tensor.reshape(len(images), -1, tensor.shape[-1]) for tensor in (ctx, usable))
+            after = adamw_step(*flat, *moments, lr=config.lr, weight_decay=config.weight_decay)
+            ctx, moments = after.context.view(start.shape), after[1:]
+        with stages("text forward"):
+            features, tape = text.forward(ctx, keep=step < config.steps)
+        now = evaluate(features, first.selected)
+
+    tuned = moments[-1] == config.steps if moments else torch.ones_like(now.loss, dtype=torch.bool)
+    return Tuned(
+        logits=_where(tuned, now.logits, first.logits),
+        zero_shot_logits=first.logits,
+        ctx=_where(tuned, ctx, start),
+        grad=grad,
+        entropies=first.entropies,
+        selected=first.selected,
+        loss=first.loss,
+        loss_after=_where(tuned, now.loss, first.loss),
+        status=tuned,
+    )
+
+
+class _Evaluation(NamedTuple):
+    """B images with one set of text features each."""
+
+    logits: Tensor  # [B, C] of view 0
+    loss: Tensor  # [B]
+    grad_features: Tensor  # [B, U, D] of the loss
+    entropies: Tensor  # [B, N]
+    selected: Tensor  # [B, K]
+
+
+def _differentiate(logits: Tensor, custom: Objective) -> tuple[Tensor, Tensor]:
+    """Losses [B] and their gradient [B, N, C] of a user's function of one image's logits."""
+    losses, grads = [], []
+    for one in logits:
+        with torch.enable_grad():
+            leaf = one.detach().requires_grad_()
+            loss = custom(leaf)
+            if not isinstance(loss, Tensor) or loss.numel() != 1:
+                raise ValueError("objective: expected it to return a scalar tensor")
+            grads.append(torch.autograd.grad(loss, leaf)[0])
+        losses.append(loss.detach().reshape(()))
+    return torch.stack(losses), torch.stack(grads)
+
+
+def _where(which: Tensor, yes: Tensor, no: Tensor) -> Tensor:
+    """Of each image [B, ...] one or the other."""
+    return torch.where(which.view(-1, *[1] * (yes.dim() - 1)), yes, no)
