@@ -94,8 +94,10 @@ def environment(sanitize: bool) -> dict[str, str]:
     """Environment of a Python process that calls :func:`load`."""
     result = {**os.environ, "CUDA_ON_CPU_SANITIZE": str(int(sanitize))}
     if sanitize:
-        library = subprocess.run([compiler(), "-print-file-name=libasan.so"], stdout=subprocess.PIPE, text=True).stdout
-        result["LD_PRELOAD"] = library.strip()
+        # libstdc++ too, or the sanitizer does not find the functions behind exceptions, which torch throws.
+        names = [f"-print-file-name={name}" for name in ("libasan.so", "libstdc++.so")]
+        found = [subprocess.run([compiler(), name], stdout=subprocess.PIPE, text=True).stdout.strip() for name in names]
+        result["LD_PRELOAD"] = " ".join(found)
         # Python never frees some of its memory; and a kernel's frames stay on the stack of its fiber.
         result["ASAN_OPTIONS"] = "detect_leaks=0:detect_stack_use_after_return=0"
         result["UBSAN_OPTIONS"] = "print_stacktrace=1"
