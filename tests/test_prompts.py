@@ -1,5 +1,7 @@
 """Prompts: what stands where, CoOp checkpoints, and the messages for bad input."""
 
+import os
+
 import open_clip
 import pytest
 import torch
@@ -135,6 +137,23 @@ def test_coop_checkpoint(tmp_path):
 
 class NotATensor:
     pass
+
+
+class Runs:
+    """Would make a folder if it were unpickled freely."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder),)
+
+
+def test_a_checkpoint_runs_nothing(tmp_path):
+    path = save(tmp_path / "hostile.pt", {"state_dict": {"ctx": torch.zeros(4, 8), "x": Runs(tmp_path / "made")}})
+    with pytest.raises(ValueError, match="holds something other than tensors.*it was not loaded"):
+        load_ctx(path, 8)
+    assert not (tmp_path / "made").exists()
 
 
 def test_bad_checkpoints(tmp_path):
