@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -30,10 +31,11 @@ class TuneResult:
     loss: float  #: marginal entropy of the kept views before the first step
     loss_after: float  #: the same views' marginal entropy with the tuned context
     grad: Tensor  #: [n_ctx, width] gradient of the last step
-    status: str  #: "tuned", or "skipped" if the loss or the gradient was not finite: then this is the zero-shot answer
+    status: str  #: "tuned"; "skipped", the zero-shot answer, if the loss or the gradient was not finite; or "failed"
     timings: dict[str, float] = field(default_factory=dict)  #: seconds of each stage
     engines: dict[str, str] = field(default_factory=dict)  #: what ran: ops, text tower, image tower, device, resampling
     views: Tensor | None = None  #: [N, 3, S, S] normalised, kept only if asked for (``keep_views=True``)
+    error: BaseException | None = None  #: why a stream's image could not be read: "failed", and every number is NaN
 
     @property
     def probs(self) -> Tensor:
@@ -56,9 +58,15 @@ class TuneResult:
         return self.classnames[self.index]
 
     def topk(self, k: int = 5) -> list[Prediction]:
-        """The ``k`` most probable classes (all, if there are fewer), equal ones in the order of their names' list."""
+        """The ``k`` most probable classes (all, if there are fewer), equal ones in the order of their names' list.
+
+        Raises:
+            ValueError: ``k`` below 1, or the image could not be read (see ``error``).
+        """
         if k < 1:
             raise ValueError(f"k: expected 1 or more, got {k}")
+        if self.error is not None:
+            raise ValueError(f"no prediction, the image could not be read: {self.error}") from self.error
         probs = self.probs
         order = self.logits.argsort(dim=-1, descending=True, stable=True)[:k].tolist()
         return [Prediction(self.classnames[i], i, probs[i].item()) for i in order]
@@ -81,6 +89,8 @@ class TuneResult:
         return plot(self, path)
 
     def __repr__(self) -> str:
+        if self.error is not None:
+            return f"TuneResult(failed: {self.error!r})"
         before = int(self.zero_shot_logits.argsort(dim=-1, descending=True, stable=True)[0])
         top = ", ".join(f"{p.label} {p.prob:.1%}" for p in self.topk(3))
         return (
@@ -89,3 +99,26 @@ class TuneResult:
             f"{len(self.selected)} of {len(self.entropies)} views; {self.status}, "
             f"{1e3 * self.timings.get('total', float('nan')):.0f} ms)"
         )
+
+
+def failed(
+    error: BaseException, classnames: tuple[str, ...], ctx_init: Tensor, n_views: int, engines: dict[str, str]
+) -> TuneResult:
+    """The result of an image that could not be read."""
+    nan = float("nan")
+    nothing = torch.full((len(classnames),), nan)
+    return TuneResult(
+        classnames=classnames,
+        logits=nothing,
+        zero_shot_logits=nothing.clone(),
+        ctx_init=ctx_init,
+        ctx=torch.full_like(ctx_init, nan),
+        entropies=torch.full((n_views,), nan),
+        selected=torch.empty(0, dtype=torch.int64),
+        loss=nan,
+        loss_after=nan,
+        grad=torch.full_like(ctx_init, nan),
+        status="failed",
+        engines=engines,
+        error=error,
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from threading import Lock
 from typing import NamedTuple
 
@@ -16,7 +16,8 @@ from .batch import Classes, Objective, Stages, tune_features
 from .config import TuneConfig
 from .images import load_image
 from .prompts import check_classnames, load_ctx
-from .result import TuneResult
+from .result import TuneResult, failed
+from .stream import stream
 from .text import TextEncoder
 from .text.memory import free_bytes
 from .views import draw_boxes, make_views, pass_order
@@ -94,6 +95,11 @@ class Tuner:
         """The C names as they were given."""
         return self._classes.names
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model is, and everything runs."""
+        return self._scale.device
+
     def __call__(self, image, *, boxes: Tensor | None = None, keep_views: bool = False) -> TuneResult:
         """Tune the prompt for ``image`` and classify it.
 
@@ -134,6 +140,33 @@ class Tuner:
             results += self._tune(prepared, keep_views)
         return results
 
+    def map(self, images: Iterable, *, workers: int = 2, keep_views: bool = False) -> Iterator[TuneResult]:
+        """Tune for a stream of images, of any length: results one by one, in order, equal to those of single calls.
+
+        While one image is tuned, threads decode the next and make their views; images are taken from ``images`` when
+        there is a place for them, at most ``workers + 1`` ahead. The threads end with the stream, and when the
+        generator is closed, forgotten or interrupted. An image that cannot be read gets a result with its ``error``,
+        and the stream goes on; what ``images`` itself raises comes after the results before it, and ends the stream.
+
+        Args:
+            images: yields images as for :meth:`__call__`.
+            workers: threads, 1 or more. With ``strict_official`` one: its views are drawn in the order of the images.
+            keep_views: keep the views in the results.
+
+        Returns:
+            A generator. The stages "load" and "views" of its timings ran while other images were tuned.
+
+        Raises:
+            TypeError, ValueError: ``images`` is not iterable, ``workers`` is not an int of 1 or more.
+        """
+        if isinstance(images, (str, bytes)) or not isinstance(images, Iterable):
+            raise TypeError(f"images: expected an iterable of images, got {type(images).__name__}")
+        if isinstance(workers, bool) or not isinstance(workers, int):
+            raise TypeError(f"workers: expected an int, got {type(workers).__name__}")
+        if workers < 1:
+            raise ValueError(f"workers: expected 1 or more, got {workers}")
+        return stream(self, images, 1 if self.config.strict_official else workers, keep_views)
+
     def tune_views(self, views: Tensor, *, keep_views: bool = False) -> TuneResult:
         """The same for views that are there already.
 
@@ -153,7 +186,7 @@ class Tuner:
             raise ValueError(f"views: expected 2 or more views, got {len(views)}")
         if not views.isfinite().all():
             raise ValueError("views: expected finite values, got NaN or infinity")
-        return self._tune([Prepared(views.to(self._scale.device), {})], keep_views)[0]
+        return self._tune([Prepared(views.to(self.device), {})], keep_views)[0]
 
     def _prepare(self, image, boxes: Tensor | None = None) -> Prepared:
         """From an image to its views."""
@@ -165,7 +198,7 @@ class Tuner:
                 # None stands for torch's global generator, from which the published code draws.
                 seed = None if self.config.strict_official else self.config.seed
                 boxes = draw_boxes(pixels.shape[0], pixels.shape[1], self.config.n_views - 1, seed=seed)
-            views = make_views(pixels.to(self._scale.device), boxes=boxes, **self.preprocessing._asdict())
+            views = make_views(pixels.to(self.device), boxes=boxes, **self.preprocessing._asdict())
         return Prepared(views, stages.seconds)
 
     @torch.no_grad()
@@ -194,6 +227,11 @@ class Tuner:
             for each, row in zip(prepared, rows, strict=True)
         ]
 
+    def _failed(self, error: BaseException) -> TuneResult:
+        """What stands in a stream for an image that could not be read."""
+        text = self._classes.text
+        return failed(error, self.classnames, text.ctx_init.float().cpu(), self.config.n_views, self._engines(text))
+
     def _at_once(self) -> int:
         """How many images fit in memory together: their views, twice in passing, and what further steps keep."""
         size, text = self.preprocessing.size, self._classes.text
@@ -210,7 +248,7 @@ class Tuner:
             "ops": self._backend.name,
             "text": text.engine,
             "image": self._images.engine,
-            "device": str(self._scale.device),
+            "device": str(self.device),
             "resampling": pass_order(),
         }
 

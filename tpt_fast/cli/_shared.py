@@ -6,7 +6,7 @@ import json
 import math
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -116,16 +116,15 @@ def run(
     """
     files, pictures, rows = list(files), pictures or {}, []
     try:
-        with progress_bar() as bar:
-            for file in bar.track(files, description="tuning"):
+        with progress_bar() as bar, closing(tuner.map(files, keep_views=bool(pictures))) as results:
+            for file, result in bar.track(zip(files, results, strict=True), len(files), description="tuning"):
                 name = str(file.relative_to(base) if base else file)
-                try:
-                    result = tuner(file, keep_views=file in pictures)
-                    row = _row(name, result, top)
-                    if file in pictures:
+                row = _row(name, result, top) if result.error is None else {"file": name, "error": str(result.error)}
+                if file in pictures and result.error is None:
+                    try:
                         result.plot(pictures[file])
-                except (OSError, ValueError, TypeError) as error:  # what an image or a path can be guilty of
-                    row = {"file": name, "error": str(error)}
+                    except (OSError, ValueError) as error:  # what a path can be guilty of
+                        row = {"file": name, "error": str(error)}
                 rows.append(row)
                 if as_json:
                     json_line(row)
