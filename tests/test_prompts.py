@@ -151,7 +151,7 @@ class Runs:
 
 def test_a_checkpoint_runs_nothing(tmp_path):
     path = save(tmp_path / "hostile.pt", {"state_dict": {"ctx": torch.zeros(4, 8), "x": Runs(tmp_path / "made")}})
-    with pytest.raises(ValueError, match="holds something other than tensors.*it was not loaded"):
+    with pytest.raises(ValueError, match=r"holds something other than tensors.*it was not loaded"):
         load_ctx(path, 8)
     assert not (tmp_path / "made").exists()
 
