@@ -1,0 +1,178 @@
+"""What only the CUDA kernels have to be tested for: each of their paths, in shuffled orders of blocks and threads."""
+
+import pytest
+import torch
+
+pytest.importorskip("pybind11")
+from cuda_on_cpu import build, ops
+
+from tpt_fast.reference import add_layer_norm as reference_norm
+from tpt_fast.reference import bias_act as reference_bias_act
+from tpt_fast.reference import prefix_attention as reference_attention
+from tpt_fast.reference.objective import objective as reference_objective
+from tpt_fast.reference.views import views as reference_views
+
+if build.compiler() is None:
+    pytest.skip("no host compiler", allow_module_level=True)
+
+SEEDS = (0, 1, 2)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shim():
+    return build.load()
+
+
+def in_every_order(shim, run):
+    """The results of ``run()``, which must be the same bits in every order of blocks and threads."""
+    results = []
+    for seed in SEEDS:
+        shim.set_seed(seed)
+        results.append(run())
+    shim.set_seed(0)
+    for other in results[1:]:
+        for one, two in zip(results[0], other, strict=True):
+            torch.testing.assert_close(one, two, rtol=0, atol=0, equal_nan=True)
+    return results[0]
+
+
+def close(got, want, tolerance):
+    torch.testing.assert_close(got.double(), want.double(), rtol=tolerance, atol=tolerance)
+
+
+# Four at a time or one, one kind of block for few classes and another for many.
+@pytest.mark.parametrize(("views", "classes", "kept"), [(7, 300, 3), (5, 301, 5), (2, 4100, 1), (2, 4101, 2)])
+def test_objective(shim, views, classes, kept):
+    logits = 6 * torch.randn(2, views, classes)
+    logits[0, 1, 3] = -torch.inf
+    logits[1, 1] = logits[1, 0]  # a tie
+    got = in_every_order(shim, lambda: ops.objective(logits, kept))
+    want = reference_objective(logits.double(), kept)
+    assert torch.equal(got[1], want[1])
+    for one, two in zip(got[::2], want[::2], strict=True):
+        close(one, two, 1e-5)
+    torch.testing.assert_close(got[3].double(), want[3], rtol=0, atol=2e-5)
+
+
+def test_objective_of_a_given_selection(shim):
+    logits, chosen = 5 * torch.randn(2, 6, 40), torch.tensor([[5, 0, 3], [1, 2, 0]])
+    got = in_every_order(shim, lambda: ops.objective(logits, 3, chosen))
+    want = reference_objective(logits.double(), 3, chosen)
+    assert torch.equal(got[1], chosen)
+    close(got[2], want[2], 1e-5)
+    close(got[3], want[3], 1e-5)
+
+
+def test_objective_refuses_more_than_shared_memory_holds():
+    with pytest.raises(RuntimeError, match="invalid argument"):
+        ops.objective(torch.randn(1, 3000, 2), 3000)
+
+
+# A box larger than a chunk of shared memory both ways, a bicubic one with a window, a mirrored sliver, a low strip.
+SPECS = [
+    [0, 0, 300, 220, 40, 40, 0, 0, 0, 0],
+    [3, 5, 250, 180, 70, 66, 9, 13, 1, 1],
+    [0, 7, 300, 2, 41, 40, 1, 0, 1, 0],
+    [290, 0, 4, 220, 90, 40, 50, 0, 0, 1],
+]
+
+
+@pytest.mark.parametrize("vertical_first", [False, True])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.float32])
+def test_views(shim, dtype, vertical_first):
+    image = torch.randint(0, 256, (300, 220, 3), dtype=torch.uint8)
+    image[100:] = (image[100:] > 127) * 255  # over- and undershoots
+    table = torch.arange(256).expand(3, 256).to(dtype).contiguous()
+    specs = torch.tensor(SPECS, dtype=torch.int32)
+    (got,) = in_every_order(shim, lambda: [ops.views(image, specs, table, 40, vertical_first)])
+    assert torch.equal(got, reference_views(image, specs, table, 40, vertical_first))
+
+
+# Rows held in registers up to 768 and up to 1536, longer ones, and such as no vector fits.
+@pytest.mark.parametrize("width", [512, 768, 1024, 1536, 2048, 770])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_add_layer_norm(shim, width, dtype):
+    x, delta, grad_normed, grad_sum = torch.randn(4, 5, width).to(dtype)
+    weight, bias, delta_bias = torch.randn(3, width)
+    got = in_every_order(shim, lambda: ops.add_layer_norm(x, delta, delta_bias, weight, bias, 1e-5))
+    want = reference_norm.add_layer_norm(x, delta, delta_bias, weight, bias, 1e-5)
+    tolerance = 4e-6 if dtype == torch.float32 else 2 * torch.finfo(dtype).eps
+    for one, two in zip(got, want, strict=True):
+        close(one, two, tolerance)
+    arguments = grad_normed, grad_sum, want[0], want[2], want[3], weight
+    (grad,) = in_every_order(shim, lambda: [ops.add_layer_norm_backward(*arguments)])
+    close(grad, reference_norm.add_layer_norm_backward(*arguments), tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("width", [64, 515])
+def test_bias_act(shim, width, dtype):
+    (x, grad), bias = torch.randn(2, 9, width).to(dtype), torch.randn(width)
+    tolerance = 2e-6 if dtype == torch.float32 else torch.finfo(dtype).eps
+    for quick in (False, True):
+        (y,) = in_every_order(shim, lambda: [ops.bias_act(x, bias, quick)])  # noqa: B023 - called at once
+        close(y, reference_bias_act.bias_act(x, bias, quick), tolerance)
+        back = ops.bias_act_backward(grad, x, bias, quick)
+        close(back, reference_bias_act.bias_act_backward(grad, x, bias, quick), tolerance)
+
+
+def test_rows_at_an_odd_address():
+    x, weight, bias = torch.randn(3 * 64 + 1)[1:].view(3, 64), torch.randn(64), torch.randn(64)
+    want = torch.nn.functional.layer_norm(x, (64,), weight, bias)
+    close(ops.add_layer_norm(x, None, None, weight, bias, 1e-5)[1], want, 1e-5)
+    close(ops.bias_act(x, bias, True), reference_bias_act.bias_act(x, bias, True), 1e-5)
+
+
+# The last suffix has more keys than a warp has lanes.
+@pytest.mark.parametrize("dim", [1, 5, 32, 33, 64, 65, 80, 96, 128])
+@pytest.mark.parametrize("last_only", [False, True])
+def test_prefix_attention_of_every_head_size(shim, dim, last_only):
+    check_attention(shim, torch.tensor([3, 5, 6, 38]), 3, 2, dim, last_only)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_prefix_attention_of_half_types(shim, dtype):
+    check_attention(shim, torch.tensor([4, 5, 8, 15]), 4, 2, 64, False, dtype)
+
+
+def test_prefix_attention_of_many_blocks_of_classes(shim):
+    lengths = torch.randint(1, 4, (50,), generator=torch.Generator().manual_seed(0))
+    check_attention(shim, torch.cat([torch.tensor([4]), 4 + lengths.cumsum(0)]), 4, 2, 8, False)
+
+
+def check_attention(shim, offsets, prefix, heads, dim, last_only, dtype=torch.float32):
+    rows, width = int(offsets[-1]), heads * dim
+    qkv = torch.randn(1, rows, 3 * width).to(dtype)
+    q, kv = qkv[..., :width], qkv[..., width:]
+    q = q[:, offsets[1:] - 1] if last_only else q
+    tolerance = 2e-5 if dtype == torch.float32 else 4 * torch.finfo(dtype).eps
+    (out,) = in_every_order(shim, lambda: [ops.prefix_attention(q, kv, offsets, prefix, heads)])
+    close(out, reference_attention.prefix_attention(q, kv, offsets, prefix, heads), tolerance)
+    grad = torch.randn(q.shape).to(dtype)
+
+    def gradients(function):
+        both = torch.full((1, rows, 3 * width), torch.nan, dtype=dtype)  # halves of one tensor
+        grad_q = torch.full(q.shape, torch.nan, dtype=dtype) if last_only else both[..., :width]
+        function(grad, q, kv, offsets, prefix, heads, grad_q, both[..., width:])
+        return grad_q, both[..., width:]
+
+    got = in_every_order(shim, lambda: gradients(ops.prefix_attention_backward))
+    for one, two in zip(got, gradients(reference_attention.prefix_attention_backward), strict=True):
+        close(one, two, tolerance)
+
+
+def test_prefix_attention_refuses_heads_over_128():
+    q, kv = torch.randn(1, 2, 129), torch.randn(1, 2, 258)
+    with pytest.raises(RuntimeError, match="invalid argument"):
+        ops.prefix_attention(q, kv, torch.tensor([1, 2]), 1, 1)
+
+
+def test_adamw_step(shim):
+    context, grad = torch.randn(2, 3, 4, 700)
+    grad[1, 2, 3] = torch.inf
+    numbers = 5e-3, 0.9, 0.999, 1e-8, 0.01, True
+    got = in_every_order(shim, lambda: ops.adamw_step(context, grad, None, None, None, *numbers))
+    assert got[3].tolist() == [1, 0, 1]
+    again = in_every_order(shim, lambda: ops.adamw_step(got[0], grad, *got[1:], *numbers))
+    assert again[3].tolist() == [2, 0, 2]
+    assert torch.equal(again[0][1], context[1])
