@@ -15,6 +15,7 @@ from .adapters import PRECISIONS, text_root, token_embedding
 from .batch import Classes, Objective, Stages, tune_features
 from .config import TuneConfig
 from .images import load_image
+from .memory import Memory, measure
 from .prompts import check_classnames, load_ctx
 from .result import TuneResult, failed
 from .stream import stream
@@ -187,6 +188,31 @@ class Tuner:
         if not views.isfinite().all():
             raise ValueError("views: expected finite values, got NaN or infinity")
         return self._tune([Prepared(views.to(self.device), {})], keep_views)[0]
+
+    def memory(self) -> Memory:
+        """What this Tuner holds between calls, part by part: bytes of its own, bytes shared with the model, and why.
+
+        In passing a call needs its views and activations of the image tower too; what holds a stream or a batch back
+        is said in :meth:`map` and :meth:`tune_batch`.
+        """
+        text, precision = self._classes.text, self.config.precision
+        engine, kept = text._engine, text.describe()
+        return measure(
+            self._model,
+            {
+                "image tower": (f"weights in {precision}, run by {self._images.engine!r}", self._images),
+                "text tower": (
+                    f"weights in {precision}, run by {text.engine!r}",
+                    engine._tower if text.engine == "packed" else engine._module,
+                ),
+                "kept activations": (
+                    f"of the initial prompt, for the first backward pass: {kept['tokens']} tokens",
+                    text._initial,
+                ),
+                "prompts": ("token ids, where they stand, and what of the first block no context touches", text),
+                "rest": ("logit scale, which names are equal", (self._scale, self._classes)),
+            },
+        )
 
     def _prepare(self, image, boxes: Tensor | None = None) -> Prepared:
         """From an image to its views."""

@@ -1,0 +1,74 @@
+"""``Tuner.memory()`` against what the allocator says."""
+
+import open_clip
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from tpt_fast import TuneConfig, Tuner
+from tpt_fast.memory import measure, tensors
+
+NAMES = [f"thing number {i}" for i in range(50)]
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(1)
+    vision = {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8, "head_width": 32}
+    text = {"context_length": 77, "vocab_size": 1000, "width": 64, "heads": 2, "layers": 2}
+    return open_clip.model.CLIP(32, vision, text)
+
+
+def tokenizer(texts):
+    """Words of one token each, in a small vocabulary."""
+    ids = torch.zeros(len(texts), 77, dtype=torch.int64)
+    for row, text in zip(ids, texts, strict=True):
+        words = [1 + sum(map(ord, word)) % 900 for word in text.removesuffix(".").split()]
+        row[: len(words) + 3] = torch.tensor([998, *words, 950, 999])
+    return ids
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(("engine", "bound"), [("packed", 0.01), ("module", 0.1)])
+def test_equals_what_the_allocator_gave(model, engine, precision, bound):
+    config = TuneConfig(engine=engine, precision=precision)
+    Tuner(model, NAMES, config, tokenizer=tokenizer)  # whatever is loaded once
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        tuner = Tuner(model, NAMES, config, tokenizer=tokenizer)
+    allocated = sum(event.self_cpu_memory_usage for event in profiled.key_averages())
+    memory = tuner.memory()
+    assert memory.own == pytest.approx(allocated, rel=bound)
+    assert memory["kept activations"].own > memory["prompts"].own > 0
+
+
+def test_own_and_shared(model):
+    full, half = (Tuner(model, NAMES, TuneConfig(precision=p), tokenizer=tokenizer).memory() for p in ("fp32", "bf16"))
+    visual = sum(p.numel() for p in model.visual.parameters())
+    blocks = sum(p.numel() for p in model.transformer.parameters())
+    assert full["image tower"].shared >= 0.9 * 4 * visual
+    assert full["image tower"].own < 0.1 * 4 * visual
+    assert half["image tower"].own == pytest.approx(2 * visual, rel=0.1)
+    assert half["image tower"].shared < 0.1 * 4 * visual
+    assert full["text tower"].shared > 4 * blocks
+    assert full["kept activations"].shared == 0
+    assert half["kept activations"].own < 0.6 * full["kept activations"].own
+
+
+def test_a_storage_counts_once(model):
+    a = torch.zeros(100)
+    memory = measure(model, {"one": ("", [a, a[:5]]), "two": ("", {"again": a, "more": torch.zeros(7)})})
+    assert [(held.own, held.shared) for held in memory.values()] == [(400, 0), (28, 0)]
+    memory = measure(model, {"theirs": ("", model.positional_embedding[:3])})
+    assert (memory.own, memory.shared) == (0, 4 * model.positional_embedding.numel())
+
+
+def test_a_graph_counts_what_it_saved():
+    result = torch.ones(1000, requires_grad=True).exp().sin()
+    assert len({t.untyped_storage().data_ptr() for t in tensors(result)}) == 3  # exp(x), and x, which nobody else knows
+
+
+def test_table(model):
+    text = str(Tuner(model, NAMES, tokenizer=tokenizer).memory())
+    assert "kept activations" in text
+    assert len({len(line.split(" MB")[0]) for line in text.splitlines()[1:]}) == 1  # columns
+    assert text.splitlines()[-1].startswith("total")
