@@ -56,7 +56,7 @@ def marginal_entropy(logits: Tensor) -> Tensor:
 
 
 @contextmanager
-def _context_in_place(table: nn.Module, ctx: Tensor) -> Iterator[None]:
+def context_in_place(table: nn.Module, ctx: Tensor) -> Iterator[None]:
     """While this lasts, the embeddings of tokens 1 to n_ctx of every prompt are ``ctx``."""
 
     def put(_module, _inputs, embedded: Tensor) -> Tensor:
@@ -116,7 +116,7 @@ def tpt(
     scale = model.logit_scale.detach().exp()
 
     def logits_of(features: Tensor) -> Tensor:
-        with _context_in_place(table, ctx):
+        with context_in_place(table, ctx):
             return scale * features @ model.encode_text(ids, normalize=True).T
 
     with torch.no_grad():
