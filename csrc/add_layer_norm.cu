@@ -40,8 +40,12 @@ struct RowPart {
   }
 };
 
+// Blocks that a multiprocessor must have registers for: few enough that no row part is spilled.
+constexpr int resident_blocks(int held_values) { return held_values == 0 ? 10 : held_values <= 24 ? 8 : 5; }
+
 template <int kHeld, int kVector, class T>
-__global__ void __launch_bounds__(kThreads) add_layer_norm_kernel(const AddLayerNormParams<T> p) {
+__global__ void __launch_bounds__(kThreads, resident_blocks(kHeld* kVector))
+    add_layer_norm_kernel(const AddLayerNormParams<T> p) {
   using A = Accumulate<T>;
   const int64_t row = blockIdx.x * int64_t{kRowsPerBlock} + threadIdx.x / kWarp;
   if (row >= p.rows) return;  // a whole warp

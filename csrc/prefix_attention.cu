@@ -16,6 +16,10 @@ namespace {
 constexpr int kWarps = 4;
 constexpr int kThreads = kWarps * kWarp;
 
+// Blocks that a multiprocessor must have registers for: few enough that nothing is spilled, which the compiler's own
+// guess at a good number of registers does here.
+constexpr int resident_blocks(int per) { return per == 2 ? 6 : 5; }
+
 // A lane's elements of one head of a row: lane, lane + 32, ...
 template <int kPer, class A>
 struct Part {
@@ -194,7 +198,7 @@ __device__ __forceinline__ void for_item(const PrefixAttentionParams<T>& p, int6
 
 // Grid: ((classes + 1) * heads / warps, batch).
 template <int kPer, class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, resident_blocks(kPer))
     prefix_attention_kernel(const __grid_constant__ PrefixAttentionParams<T> p) {
   for_item<kPer>(p, p.classes + 1, [&](const Head<kPer, T>& head, int64_t c) {
     if (c == p.classes) {
@@ -209,7 +213,7 @@ __global__ void __launch_bounds__(kThreads)
 
 // Grid: the same. Writes stats, grad_q, and grad_kv of the suffixes.
 template <int kPer, class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, resident_blocks(kPer))
     prefix_attention_backward_kernel(const __grid_constant__ PrefixAttentionParams<T> p) {
   for_item<kPer>(p, p.classes + 1, [&](const Head<kPer, T>& head, int64_t c) {
     if (c == p.classes) {
@@ -234,7 +238,7 @@ __global__ void __launch_bounds__(kThreads)
 
 // Grid: (blocks of classes, heads, batch); a warp a prefix key. Writes partial.
 template <int kPer, class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, resident_blocks(kPer))
     prefix_attention_partial_kernel(const __grid_constant__ PrefixAttentionParams<T> p) {
   const Head<kPer, T> head(p, blockIdx.z, blockIdx.y);
   const int64_t first = blockIdx.x * kPrefixAttentionClassesAtOnce;

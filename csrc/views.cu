@@ -81,7 +81,7 @@ __device__ __forceinline__ void accumulate(const Lines& lines, int index, int be
 
 // Grid: (tiles across, tiles down, views).
 template <class T>
-__global__ void __launch_bounds__(kThreads, 4) views_kernel(const ViewsParams<T> p) {
+__global__ void __launch_bounds__(kThreads, 3) views_kernel(const ViewsParams<T> p) {
   TPT_FAST_SHARED(uint32_t, lines, [kTile * kChunkColumns]);  // the greater of the two shapes of a chunk
   TPT_FAST_SHARED(T, table, [3 * 256]);
   static_assert(kTile * kChunkColumns >= kChunkRows * kTile, "both chunks fit");
