@@ -10,6 +10,7 @@ from torch import Tensor
 
 PRECISIONS = ("fp32", "fp16", "bf16")
 ENGINES = ("auto", "packed", "module")
+ACTIVATIONS = ("keep", "recompute")
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ class TuneConfig:
     engine: str = "auto"
     """How the text tower runs: "packed" computes what the classes share once, "module" is the model's own code, "auto"
     takes "packed" where it is exact."""
+    activations: str = "keep"
+    """"keep" the text tower's activations for the backward pass, as far as memory allows, or "recompute" them."""
 
     def __post_init__(self) -> None:
         _integer("n_views", self.n_views, 2)
@@ -63,6 +66,7 @@ class TuneConfig:
         _choice("precision", self.precision, PRECISIONS)
         _integer("seed", self.seed, 0)
         _choice("engine", self.engine, ENGINES)
+        _choice("activations", self.activations, ACTIVATIONS)
         self.n_selected(self.n_views)
 
     def n_selected(self, n_views: int) -> int:

@@ -39,6 +39,7 @@ def examine(progress: Callable[[int, int], None] | None = None, *, rebuild: bool
     _compilers(report)
     if _torch(report):
         _kernels(report, progress, rebuild)
+        found["text tower"] = _text_tower()
         found["cache"] = _cache()
     return report
 
@@ -135,6 +136,23 @@ def _agrees() -> bool:
 
     logits = torch.linspace(-3, 3, 35).sin().mul(4).reshape(5, 7)
     return all(torch.allclose(a, b, atol=1e-5) for a, b in zip(objective(logits, 2), reference(logits, 2)))
+
+
+def _text_tower() -> dict[str, Any]:
+    """How ViT-B/16's would be divided in the memory that is free now."""
+    import torch
+
+    from .text.memory import plan
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    chosen = plan(device, width=512, depth=12, expansion=4, itemsize=4)
+    kept = chosen.kept_bytes // chosen.row_bytes
+    return {
+        "device": device.type,
+        "free memory": f"{chosen.free / 1e9:.1f} GB",
+        "tokens at once": chosen.rows_at_once,
+        "activations kept": f"{chosen.kept_bytes / 1e9:.1f} GB, {kept} tokens of ViT-B/16's tower in float32",
+    }
 
 
 def _cache() -> dict[str, Any]:

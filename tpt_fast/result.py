@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,6 +34,7 @@ class TuneResult:
     status: str  #: "tuned"; "skipped", the zero-shot answer, if the loss or the gradient was not finite; or "failed"
     timings: dict[str, float] = field(default_factory=dict)  #: seconds of each stage
     engines: dict[str, str] = field(default_factory=dict)  #: what ran: ops, text tower, image tower, device, resampling
+    text: dict[str, Any] = field(default_factory=dict)  #: what the text tower chose: TextEncoder.describe()
     views: Tensor | None = None  #: [N, 3, S, S] normalised, kept only if asked for (``keep_views=True``)
     error: BaseException | None = None  #: why a stream's image could not be read: "failed", and every number is NaN
 

@@ -86,6 +86,7 @@ class Tuner:
             tokenizer=self._tokenizer,
             engine=config.engine,
             precision=config.precision,
+            activations=config.activations,
         )
         text.initial()
         inverse = torch.tensor([place[name] for name in names], device=text.device) if repeated else None
@@ -248,6 +249,7 @@ class Tuner:
                 **row,
                 timings=dict(timings),
                 engines=self._engines(classes.text),
+                text=classes.text.describe(),
                 views=each.views.float().cpu() if keep_views else None,
             )
             for each, row in zip(prepared, rows, strict=True)

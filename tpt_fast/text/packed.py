@@ -19,11 +19,7 @@ from ..ops.bias_act import bias_act, bias_act_backward
 from ..ops.prefix_attention import prefix_attention, prefix_attention_backward
 from ..prompts import Prompts
 from .layout import Layout, pack
-from .memory import free_bytes
-
-# Rows a chunk: on the CPU few enough that a block's widest rows stay near the last cache; on a GPU enough to fill it.
-ROWS_AT_ONCE = {"cpu": 1024, "cuda": 32768}
-KEPT_BYTES = 2 << 30  # the most one tape may keep on the CPU; further chunks are computed again in the backward pass
+from .memory import plan
 
 
 @dataclass
@@ -77,16 +73,13 @@ class PackedEngine:
         self._specific = ctx_init.ndim == 3
         device, width, depth = ctx_init.device, ctx_init.shape[-1], len(tower.blocks)
         expansion = tower.blocks[0].fc.weight.shape[0] // width
-        self._row_bytes = (5 + expansion) * width * depth * dtype.itemsize
-
-        working = (8 + 2 * expansion) * width * dtype.itemsize + self._row_bytes
-        fits = free_bytes(device) // 4 // working
-        rows_at_once = max(1, min(ROWS_AT_ONCE[device.type], fits))
+        self._plan = plan(device, width, depth, expansion, dtype.itemsize)
         self._qkv_bias = [None if b.qkv.bias is None else b.qkv.bias.to(dtype) for b in tower.blocks]
-        self._chunks = [self._prepare(layout) for layout in pack(prompts, self._specific, rows_at_once, device)]
+        self._chunks = [
+            self._prepare(layout) for layout in pack(prompts, self._specific, self._plan.rows_at_once, device)
+        ]
         self._rows = sum(chunk.layout.rows for chunk in self._chunks)
-        self._keep = keep
-        self._kept_chunks = self._affordable(device) if keep else 0
+        self._kept_chunks = self._affordable() if keep else 0
 
     def describe(self) -> dict:
         kept = sum(chunk.layout.rows for chunk in self._chunks[: self._kept_chunks])
@@ -95,7 +88,7 @@ class PackedEngine:
             "chunk": max(len(chunk.layout.last) for chunk in self._chunks),
             "chunks": len(self._chunks),
             "kept_chunks": self._kept_chunks,
-            "kept_bytes": kept * self._row_bytes,
+            "kept_bytes": kept * self._plan.row_bytes,
         }
 
     @torch.no_grad()
@@ -228,11 +221,10 @@ class PackedEngine:
     def _part(self, ctx: Tensor, chunk: _Chunk) -> Tensor:
         return ctx[chunk.layout.classes] if self._specific else ctx
 
-    def _affordable(self, device: torch.device) -> int:
-        free = free_bytes(device)
-        budget = free // 3 if device.type == "cuda" else min(free // 3, KEPT_BYTES)
+    def _affordable(self) -> int:
+        budget = self._plan.kept_bytes
         for count, chunk in enumerate(self._chunks):
-            budget -= chunk.layout.rows * self._row_bytes
+            budget -= chunk.layout.rows * self._plan.row_bytes
             if budget < 0:
                 return count
         return len(self._chunks)
