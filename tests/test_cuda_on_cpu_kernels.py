@@ -68,9 +68,10 @@ def test_objective_refuses_more_than_shared_memory_holds():
         ops.objective(torch.randn(1, 3000, 2), 3000)
 
 
-# A box larger than a chunk of shared memory both ways, a bicubic one with a window, a mirrored sliver, a low strip.
+# Boxes larger than a chunk of shared memory, wide and tall, a bicubic one with a window, a mirrored sliver, a low strip.
 SPECS = [
     [0, 0, 300, 220, 40, 40, 0, 0, 0, 0],
+    [0, 9, 300, 150, 40, 40, 0, 0, 1, 0],
     [3, 5, 250, 180, 70, 66, 9, 13, 1, 1],
     [0, 7, 300, 2, 41, 40, 1, 0, 1, 0],
     [290, 0, 4, 220, 90, 40, 50, 0, 0, 1],
