@@ -68,7 +68,7 @@ def test_objective_refuses_more_than_shared_memory_holds():
         ops.objective(torch.randn(1, 3000, 2), 3000)
 
 
-# Boxes larger than a chunk of shared memory, wide and tall, a bicubic one with a window, a mirrored sliver, a low strip.
+# Boxes larger than a chunk of shared memory, a bicubic one with a window, a mirrored sliver, a low strip.
 SPECS = [
     [0, 0, 300, 220, 40, 40, 0, 0, 0, 0],
     [0, 9, 300, 150, 40, 40, 0, 0, 1, 0],
