@@ -2,17 +2,27 @@
 
 Weights are random, for speed does not depend on them. Both draw the same views, and the answers are compared.
 ``--all-models`` runs the other towers and numbers of classes too; the published algorithm is left out where its graph
-does not fit in memory.
+does not fit in memory. The floor is the time of the matrix products that the Tuner's way leaves to do, as torch counts
+them (without attention's), at the matrix rate measured beside each case.
+
+``python benchmarks/bench_tune.py PICTURE`` draws where the time goes, from the rows that ``--rows`` has kept.
 """
 
+import json
 import math
+import re
+import sys
 from functools import lru_cache
+from pathlib import Path
 
 import open_clip
 import pytest
 import torch
+from bench_vision import matrix_rate
 from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
 from PIL import Image
+from rows import RESULTS
+from torch.utils.flop_counter import FlopCounterMode
 
 from tpt_fast import TuneConfig, Tuner
 from tpt_fast.demo import PHOTO_FOLDER
@@ -21,6 +31,7 @@ from tpt_fast.text.memory import free_bytes
 
 DEFAULT = ("ViT-B-16", 200)
 CASES = [(name, classes) for name in ("RN50", "ViT-B-32", "ViT-B-16", "ViT-L-14") for classes in (10, 200, 1000)]
+IMAGES = 4  # of a batch or a stream
 PHOTO = Image.open(PHOTO_FOLDER / "temple.jpg").convert("RGB").resize((500, 375))
 
 
@@ -33,6 +44,27 @@ def prepared(name, classes):
     names, tokenizer = IMAGENET_CLASSNAMES[:classes], open_clip.get_tokenizer(name)
     tuner = Tuner(model, names, TuneConfig(strict_official=True))
     return model, names, tokenizer, tuner, pil_views(PHOTO, 64, *tuner.preprocessing)
+
+
+def peak_bytes(run):
+    """How far memory rose above where it was while ``run`` ran; None where the system does not tell."""
+    if torch.cuda.is_available():
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        run()
+        return torch.cuda.max_memory_allocated() - before
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+    except OSError:
+        run()
+        return None
+    before = _resident("VmRSS")
+    run()
+    return _resident("VmHWM") - before
+
+
+def _resident(name):
+    return 1024 * int(re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
 
 
 def graph_bytes(model, classes):
@@ -62,16 +94,80 @@ def test_tune(benchmark, request, name, classes, start, backend):
     info = {"op": "tune", "case": f"{name}, {classes} classes, {start}", "backend": backend}
     benchmark.extra_info.update(info)
     if backend == "tpt_fast":
-        benchmark.pedantic(ours, rounds=7, warmup_rounds=1)
-        total = sum(result.timings["total"] for result in results[1:])
-        stages = [stage for stage in results[0].timings if stage != "total"]
-        shares = {stage: sum(result.timings[stage] for result in results[1:]) / total for stage in stages}
-        benchmark.extra_info["shares"] = {stage: round(share, 4) for stage, share in shares.items()}
+        peak = peak_bytes(ours)
+        with FlopCounterMode(display=False) as counted:
+            ours()
+        before = matrix_rate()
+        benchmark.pedantic(ours, rounds=7)
+        rate, timings = max(before, matrix_rate()), [result.timings for result in results[2:]]
+        total = sum(seconds["total"] for seconds in timings)
+        shares = {stage: sum(seconds[stage] for seconds in timings) / total for stage in timings[0] if stage != "total"}
+        flops, own = counted.get_total_flops(), tuner.memory().own
+        benchmark.extra_info.update(
+            shares={stage: round(share, 4) for stage, share in shares.items()},
+            gflops=round(flops / 1e9),
+            matrix_gflops=round(rate / 1e9),
+            peak_mb=peak and round(peak / 1e6),
+            held_mb=round(own / 1e6),
+        )
+        if benchmark.stats:
+            benchmark.extra_info["over_floor"] = round(benchmark.stats.stats.median * rate / flops, 3)
         return
     if graph_bytes(model, classes) > 0.8 * free_bytes(views.device):
         pytest.skip(f"the published algorithm needs about {graph_bytes(model, classes) / 1e9:.0f} GB")
-    want, got = benchmark.pedantic(published, rounds=2), ours()
+    peak = peak_bytes(published)
+    benchmark.extra_info["peak_mb"] = peak and round(peak / 1e6)
+    want, got = benchmark.pedantic(published, rounds=3), ours()
     assert got.selected.tolist() == want.selected.tolist()
     for field in ("logits", "zero_shot_logits", "entropies", "grad"):
         a, b = getattr(got, field), getattr(want, field)
         torch.testing.assert_close(a, b, rtol=0, atol=1e-3 * b.abs().max().item(), msg=field)
+
+
+@pytest.mark.parametrize("mode", ["batch", "stream"])
+@pytest.mark.parametrize(("name", "classes"), CASES)
+def test_many(benchmark, request, name, classes, mode):
+    """Images a second; the photographs differ in size."""
+    if (name, classes) != DEFAULT and not request.config.getoption("--all-models"):
+        pytest.skip("with --all-models")
+    tuner = prepared(name, classes)[3]
+    photos = [PHOTO.resize((500 - 20 * i, 375)) for i in range(IMAGES)]
+    run = tuner.tune_batch if mode == "batch" else lambda images: list(tuner.map(images))
+    case = f"{name}, {classes} classes, {mode} of {IMAGES}"
+    benchmark.extra_info.update(
+        op="tune", case=case, backend="tpt_fast", peak_mb=round((peak_bytes(lambda: run(photos)) or 0) / 1e6)
+    )
+    results = benchmark.pedantic(run, (photos,), rounds=3)
+    assert [result.status for result in results] == ["tuned"] * IMAGES
+    if benchmark.stats:
+        benchmark.extra_info["images_per_s"] = round(IMAGES / benchmark.stats.stats.median, 3)
+
+
+def draw(rows, path):
+    """A bar a case: the seconds of each stage, and beside it what the published algorithm took."""
+    import matplotlib.pyplot as plt
+
+    ours = {row["case"]: row for row in rows if "shares" in row}
+    if not ours:
+        raise SystemExit("no rows: run `pytest benchmarks/bench_tune.py --rows` first")
+    theirs = {row["case"]: row["median"] for row in rows if row["backend"] == "published"}
+    figure, axes = plt.subplots(figsize=(9, 1.2 + 0.7 * len(ours)), layout="constrained")
+    stages = list(dict.fromkeys(stage for row in ours.values() for stage in row["shares"]))
+    left = dict.fromkeys(ours, 0.0)
+    for stage in stages:
+        widths = [row["shares"].get(stage, 0) * row["median"] for row in ours.values()]
+        axes.barh([y - 0.2 for y in range(len(ours))], widths, 0.38, list(left.values()), label=stage)
+        left = {case: begin + width for (case, begin), width in zip(left.items(), widths, strict=True)}
+    slow = [theirs.get(case, 0) for case in ours]
+    axes.barh([y + 0.2 for y in range(len(ours))], slow, 0.38, color="lightgrey", label="published")
+    axes.set(yticks=range(len(ours)), yticklabels=ours, xlabel="seconds an image")
+    axes.invert_yaxis()
+    axes.legend(fontsize="small")
+    figure.savefig(path, dpi=150)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        raise SystemExit(f"usage: python {sys.argv[0]} PICTURE")
+    kept = RESULTS / "tune.jsonl"
+    draw([json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else [], sys.argv[1])
