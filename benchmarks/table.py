@@ -15,8 +15,9 @@ BEGIN, END = "<!-- rows:begin -->", "<!-- rows:end -->"
 def table() -> str:
     """Each case's time and how many times longer its peers took, grouped by machine."""
     found = [json.loads(line) for path in sorted(RESULTS.glob("*.jsonl")) for line in path.read_text().splitlines()]
+    found = [row for row in found if "median" in row]  # counts and peaks have rows too
     lines = []
-    machines = sorted({(r["gpu"] or r["cpu"], r["threads"], r["torch"]) for r in found if r.get("backend")})
+    machines = sorted({(r["gpu"] or r["cpu"], r["threads"], r["torch"]) for r in found})
     for machine in machines:
         here = [r for r in found if (r["gpu"] or r["cpu"], r["threads"], r["torch"]) == machine]
         lines += [f"{machine[0]}, {machine[1]} threads, torch {machine[2]}; medians:", ""]
