@@ -1,0 +1,38 @@
+"""Residual add and LayerNorm, forward and input gradient: packed rows against PyTorch's own ops on padded ones."""
+
+import packed
+import pytest
+import torch
+from packed import CLASSES, LONGEST, ROWS, WIDTH
+from torch.nn.functional import layer_norm
+
+from tpt_fast.ops.add_layer_norm import add_layer_norm, add_layer_norm_backward
+
+
+def ours(x, delta, bias, weight, shift, grad_normed, grad_sum):
+    total, normed, mean, rstd = add_layer_norm(x, delta, weight, shift, delta_bias=bias)
+    return total, normed, add_layer_norm_backward(grad_normed, grad_sum, total, mean, rstd, weight)
+
+
+def pytorch(x, delta, bias, weight, shift, grad_normed, grad_sum):
+    total = (x + (delta + bias)).requires_grad_()
+    normed = layer_norm(total, (WIDTH,), weight, shift)
+    (grad,) = torch.autograd.grad(normed, total, grad_normed)
+    return total.detach(), normed.detach(), grad + grad_sum
+
+
+BACKENDS = {"tpt_fast": ours, "PyTorch, padded": pytorch, "PyTorch, packed": pytorch}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_add_layer_norm(benchmark, backend):
+    torch.manual_seed(0)
+    x, delta, grad_normed, grad_sum = torch.randn(4, ROWS, WIDTH)
+    given = x, delta, *torch.randn(3, WIDTH), grad_normed, grad_sum
+    if "padded" in backend:
+        given = tuple(packed.padded(t) if len(t) == ROWS else t for t in given)
+    for got, want in zip(BACKENDS[backend](*given), pytorch(*(t.double() for t in given)), strict=True):
+        torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-4)
+    case = f"{ROWS} packed or {CLASSES}x{LONGEST} padded rows of {WIDTH}"
+    benchmark.extra_info.update(op="add_layer_norm", case=case, backend=backend)
+    benchmark.pedantic(BACKENDS[backend], given, rounds=100, warmup_rounds=10)
