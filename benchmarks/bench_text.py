@@ -1,25 +1,30 @@
 """The text tower of ViT-B/16: packed, against the published way, which runs all 77 tokens of every prompt.
 
 "first image" is forward, backward, forward; "each image" is what later images cost, backward from the activations of
-the first forward and one forward, against the published loop, which runs all three for every image. ``--text-memory``
-also measures what a thousand and ten thousand classes take in memory, each in a process of its own.
+the first forward and one forward, against the published loop, which runs all three for every image. ``--text-sizes``
+also measures time and peak memory from 100 to 10,000 classes, each in a process of its own.
+
+``python benchmarks/bench_text.py PICTURE`` draws the latter, from the rows that ``--rows`` has kept.
 """
 
 import json
 import subprocess
 import sys
+import time
 from functools import lru_cache
+from pathlib import Path
 
 import open_clip
 import pytest
 import rows
 import torch
-from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
+from packed import NAMES, TOWER
 
 from tpt_fast import TextEncoder
 from tpt_fast.reference.tpt import context_in_place
 
-TOWER, CLASSES = "ViT-B-16", 200
+CLASSES = len(NAMES)
+SIZES = {100: 1500, 300: 1500, 1000: 1500, 3000: 6000, 10_000: 6000}  # classes, and megabytes they may take
 
 
 @lru_cache
@@ -27,9 +32,9 @@ def prepared():
     """Encoder, a function of a context that gives the published way's features, and a gradient of features."""
     torch.manual_seed(0)
     model = open_clip.create_model(TOWER).eval().requires_grad_(False)
-    names, tokenizer = IMAGENET_CLASSNAMES[:CLASSES], open_clip.get_tokenizer(TOWER)
-    ids = tokenizer([f"a photo of a {name}." for name in names])
-    encoder = TextEncoder(model, names, tokenizer=tokenizer)
+    tokenizer = open_clip.get_tokenizer(TOWER)
+    ids = tokenizer([f"a photo of a {name}." for name in NAMES])
+    encoder = TextEncoder(model, NAMES, tokenizer=tokenizer)
     grad = torch.randn(CLASSES, encoder.initial()[0].shape[1])
 
     def features(ctx):
@@ -82,33 +87,60 @@ def test_text(benchmark, backend, case):
         torch.testing.assert_close(a, b, rtol=0, atol=bound * b.abs().max().item(), msg=name)
 
 
-MEMORY = """
-import json, resource, sys, torch, open_clip
-from tpt_fast import TextEncoder
-torch.manual_seed(0)
-model = open_clip.create_model(sys.argv[1]).eval().requires_grad_(False)
-tokenizer = open_clip.get_tokenizer(sys.argv[1])
-words = open_clip.zero_shot_metadata.IMAGENET_CLASSNAMES
-names = [words[i % 1000] + (f" {i // 1000}" if i >= 1000 else "") for i in range(int(sys.argv[2]))]
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-before = peak()
-encoder = TextEncoder(model, names, tokenizer=tokenizer)
-features, tape = encoder.initial()
-grad = encoder.backward(tape, torch.randn_like(features))
-encoder.forward(encoder.ctx_init - 5e-3 * grad.sign())
-print(json.dumps({"bytes": peak() - before, **encoder.describe()}))
-"""
+def measure(classes, rounds):
+    """Seconds of one image's share and the peak above the model, with ``classes`` names, in a process of its own."""
+    torch.manual_seed(0)
+    model = open_clip.create_model(TOWER).eval().requires_grad_(False)
+    names = [NAMES[i % CLASSES] + (f" {i // CLASSES}" if i >= CLASSES else "") for i in range(classes)]
+    peak, taken = rows.Peak(), []
+    encoder = peak.of(lambda: TextEncoder(model, names, tokenizer=open_clip.get_tokenizer(TOWER)))
+    features, tape = peak.of(encoder.initial)
+    grad = torch.randn_like(features)
+
+    def image():
+        return encoder.forward(moved(encoder.ctx_init, encoder.backward(tape, grad)))
+
+    for _ in range(rounds + 1):
+        started = time.perf_counter()
+        peak.of(image)
+        taken.append(time.perf_counter() - started)
+    return {"seconds": taken[1:], "peak_mb": round(peak.bytes / 1e6), **encoder.describe()}
 
 
-@pytest.mark.parametrize(("classes", "limit"), [(1000, 1.5e9), (10_000, 6e9)])
-def test_memory(request, classes, limit):
-    if not request.config.getoption("--text-memory"):
-        pytest.skip("with --text-memory")
-    result = subprocess.run([sys.executable, "-c", MEMORY, TOWER, str(classes)], capture_output=True, text=True)
+@pytest.mark.parametrize(("classes", "rounds", "limit"), [(n, max(2, 3000 // n), SIZES[n]) for n in SIZES])
+def test_sizes(request, classes, rounds, limit):
+    if not request.config.getoption("--text-sizes"):
+        pytest.skip("with --text-sizes")
+    script = f"import json, bench_text; print(json.dumps(bench_text.measure({classes}, {rounds})))"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=Path(__file__).parent)
     assert result.returncode == 0, result.stderr
-    measured = json.loads(result.stdout)
-    print(measured)
+    measured = json.loads(result.stdout.splitlines()[-1])
+    row = rows.row("text_sizes", f"{TOWER}, {classes} classes", "tpt_fast", measured.pop("seconds"), **measured)
+    print(row)
     if request.config.getoption("--rows"):
-        case = {"op": "text_memory", "case": f"{TOWER}, {classes} classes"}
-        rows.write("text_memory", [{**case, **measured, **rows.machine()}])
-    assert measured["bytes"] < limit
+        rows.write("text_sizes", [row])
+    assert measured["peak_mb"] < limit
+
+
+def draw(kept, path):
+    """Seconds and memory over tokens, with the line that the smallest size predicts."""
+    import matplotlib.pyplot as plt
+
+    kept = sorted(kept, key=lambda row: row["tokens"])
+    tokens, seconds = ([row[name] for row in kept] for name in ("tokens", "median"))
+    figure, (above, below) = plt.subplots(2, 1, figsize=(7, 6), sharex=True, layout="constrained")
+    above.loglog(tokens, seconds, "o-", label="measured")
+    above.loglog(tokens, [seconds[0] * n / tokens[0] for n in tokens], "--", color="grey", label="linear")
+    above.set(ylabel="seconds an image", title=f"{TOWER}'s text tower, backward and forward, {kept[0]['cpu']}")
+    above.legend()
+    below.semilogx(tokens, [row["peak_mb"] / 1e3 for row in kept], "o-")
+    below.set(xlabel="packed tokens", ylabel="peak above the model, GB", ylim=(0, None))
+    for row in kept:
+        above.annotate(f" {row['classes']:,} classes", (row["tokens"], row["median"]), va="top")
+    figure.savefig(path, dpi=150)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        raise SystemExit(f"usage: python {sys.argv[0]} PICTURE")
+    draw(rows.read("text_sizes"), sys.argv[1])

@@ -8,20 +8,17 @@ them (without attention's), at the matrix rate measured beside each case.
 ``python benchmarks/bench_tune.py PICTURE`` draws where the time goes, from the rows that ``--rows`` has kept.
 """
 
-import json
 import math
-import re
 import sys
 from functools import lru_cache
-from pathlib import Path
 
 import open_clip
 import pytest
+import rows
 import torch
 from bench_vision import matrix_rate
 from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
 from PIL import Image
-from rows import RESULTS
 from torch.utils.flop_counter import FlopCounterMode
 
 from tpt_fast import TuneConfig, Tuner
@@ -46,25 +43,11 @@ def prepared(name, classes):
     return model, names, tokenizer, tuner, pil_views(PHOTO, 64, *tuner.preprocessing)
 
 
-def peak_bytes(run):
-    """How far memory rose above where it was while ``run`` ran; None where the system does not tell."""
-    if torch.cuda.is_available():
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        run()
-        return torch.cuda.max_memory_allocated() - before
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
-    except OSError:
-        run()
-        return None
-    before = _resident("VmRSS")
-    run()
-    return _resident("VmHWM") - before
-
-
-def _resident(name):
-    return 1024 * int(re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
+def peak_megabytes(run):
+    """How far memory rose above where it was while ``run`` ran."""
+    peak = rows.Peak()
+    peak.of(run)
+    return round(peak.bytes / 1e6)
 
 
 def graph_bytes(model, classes):
@@ -94,7 +77,7 @@ def test_tune(benchmark, request, name, classes, start, backend):
     info = {"op": "tune", "case": f"{name}, {classes} classes, {start}", "backend": backend}
     benchmark.extra_info.update(info)
     if backend == "tpt_fast":
-        peak = peak_bytes(ours)
+        peak = peak_megabytes(ours)
         with FlopCounterMode(display=False) as counted:
             ours()
         before = matrix_rate()
@@ -107,7 +90,7 @@ def test_tune(benchmark, request, name, classes, start, backend):
             shares={stage: round(share, 4) for stage, share in shares.items()},
             gflops=round(flops / 1e9),
             matrix_gflops=round(rate / 1e9),
-            peak_mb=peak and round(peak / 1e6),
+            peak_mb=peak,
             held_mb=round(own / 1e6),
         )
         if benchmark.stats:
@@ -115,8 +98,7 @@ def test_tune(benchmark, request, name, classes, start, backend):
         return
     if graph_bytes(model, classes) > 0.8 * free_bytes(views.device):
         pytest.skip(f"the published algorithm needs about {graph_bytes(model, classes) / 1e9:.0f} GB")
-    peak = peak_bytes(published)
-    benchmark.extra_info["peak_mb"] = peak and round(peak / 1e6)
+    benchmark.extra_info["peak_mb"] = peak_megabytes(published)
     want, got = benchmark.pedantic(published, rounds=3), ours()
     assert got.selected.tolist() == want.selected.tolist()
     for field in ("logits", "zero_shot_logits", "entropies", "grad"):
@@ -134,23 +116,21 @@ def test_many(benchmark, request, name, classes, mode):
     photos = [PHOTO.resize((500 - 20 * i, 375)) for i in range(IMAGES)]
     run = tuner.tune_batch if mode == "batch" else lambda images: list(tuner.map(images))
     case = f"{name}, {classes} classes, {mode} of {IMAGES}"
-    benchmark.extra_info.update(
-        op="tune", case=case, backend="tpt_fast", peak_mb=round((peak_bytes(lambda: run(photos)) or 0) / 1e6)
-    )
+    benchmark.extra_info.update(op="tune", case=case, backend="tpt_fast", peak_mb=peak_megabytes(lambda: run(photos)))
     results = benchmark.pedantic(run, (photos,), rounds=3)
     assert [result.status for result in results] == ["tuned"] * IMAGES
     if benchmark.stats:
         benchmark.extra_info["images_per_s"] = round(IMAGES / benchmark.stats.stats.median, 3)
 
 
-def draw(rows, path):
+def draw(kept, path):
     """A bar a case: the seconds of each stage, and beside it what the published algorithm took."""
     import matplotlib.pyplot as plt
 
-    ours = {row["case"]: row for row in rows if "shares" in row}
+    ours = {row["case"]: row for row in kept if "shares" in row}
     if not ours:
         raise SystemExit("no rows: run `pytest benchmarks/bench_tune.py --rows` first")
-    theirs = {row["case"]: row["median"] for row in rows if row["backend"] == "published"}
+    theirs = {row["case"]: row["median"] for row in kept if row["backend"] == "published"}
     figure, axes = plt.subplots(figsize=(9, 1.2 + 0.7 * len(ours)), layout="constrained")
     stages = list(dict.fromkeys(stage for row in ours.values() for stage in row["shares"]))
     left = dict.fromkeys(ours, 0.0)
@@ -169,5 +149,4 @@ def draw(rows, path):
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         raise SystemExit(f"usage: python {sys.argv[0]} PICTURE")
-    kept = RESULTS / "tune.jsonl"
-    draw([json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else [], sys.argv[1])
+    draw(rows.read("tune"), sys.argv[1])

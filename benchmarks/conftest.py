@@ -10,7 +10,7 @@ import rows as result_rows
 
 def pytest_addoption(parser):
     parser.addoption("--rows", action="store_true", help="keep the measured rows in benchmarks/results/")
-    parser.addoption("--text-memory", action="store_true", help="bench_text: peak memory of 1,000 and 10,000 classes")
+    parser.addoption("--text-sizes", action="store_true", help="bench_text: 100 to 10,000 classes")
     parser.addoption("--all-models", action="store_true", help="bench_tune: every tower and number of classes")
 
 

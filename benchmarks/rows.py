@@ -10,6 +10,7 @@ import os
 import platform
 import re
 import subprocess
+from collections.abc import Callable
 from datetime import datetime, timezone
 from functools import cache
 from pathlib import Path
@@ -69,6 +70,12 @@ def row(op: str, case: str, backend: str, seconds, **extra) -> dict:
     return {"op": op, "case": case, "backend": backend, **times, **extra, **machine(), "date": when}
 
 
+def read(op: str) -> list[dict]:
+    """The rows kept of ``op``, none if there is no file."""
+    path = RESULTS / f"{op}.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
 def write(op: str, rows: list[dict]) -> Path:
     """Replace what ``results/<op>.jsonl`` says of the same case, backend and machine, and keep the rest."""
     path = RESULTS / f"{op}.jsonl"
@@ -78,9 +85,34 @@ def write(op: str, rows: list[dict]) -> Path:
         return tuple(r.get(name) for name in ("case", "backend", "cpu", "threads", "gpu"))
 
     new = {key(r): r for r in rows}
-    old = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    kept = [r for r in old if key(r) not in new]
+    kept = [r for r in read(op) if key(r) not in new]
     aside = path.with_suffix(".tmp")
     aside.write_text("".join(json.dumps(r) + "\n" for r in [*kept, *new.values()]))
     os.replace(aside, path)
     return path
+
+
+class Peak:
+    """The most bytes in use above what was in use at first: on the GPU if there is one, else of this process."""
+
+    def __init__(self) -> None:
+        import torch
+
+        self._cuda = torch.cuda if torch.cuda.is_available() else None
+        self._base = self._cuda.memory_allocated() if self._cuda else _resident("VmRSS")
+        self.bytes = 0
+
+    def of(self, run: Callable):
+        """Call ``run`` and return what it returns; :attr:`bytes` holds the highest peak of all calls."""
+        if self._cuda:
+            self._cuda.reset_peak_memory_stats()
+        else:
+            Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+        result = run()
+        peak = self._cuda.max_memory_allocated() if self._cuda else _resident("VmHWM")
+        self.bytes = max(self.bytes, peak - self._base)
+        return result
+
+
+def _resident(name: str) -> int:
+    return 1024 * int(re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
