@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -241,13 +239,3 @@ OPS = (
     prefix_attention_backward,
     adamw_step,
 )
-
-
-def install() -> None:
-    """Put these in front of the reference in ``torch.ops.tpt_fast``, for good; needs ``TPT_FAST_BACKEND=reference``."""
-    install.library = torch.library.Library("tpt_fast", "IMPL", "CPU")  # its ops live as long as it does
-    for op in OPS:
-        module = import_module(f"tpt_fast.ops.{op.__name__.removesuffix('_backward')}")
-        install.library.impl(op.__name__, op)
-        if hasattr(module, "_HALF"):  # there is no CPU kernel for half types, so the op calls its reference itself
-            module.reference = sys.modules[__name__]

@@ -5,27 +5,20 @@
 
 import os
 
+import elsewhere
 import pytest
 
 from . import build, ops
 
-# Bounds that only the CPU's bindings check: a device cannot look at a tensor without waiting.
-UNCHECKED = (
-    "test_the_kernel_refuses_an_index_that_is_no_view",
-    "test_specs",
-)
-
 
 def pytest_configure() -> None:
     os.environ["TPT_FAST_BACKEND"] = "reference"
-    ops.install()
+    elsewhere.install({op.__name__: op for op in ops.OPS})
     build.load().set_seed(int(os.environ.get("CUDA_ON_CPU_SEED", "0")))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if item.name.startswith(UNCHECKED):
-            item.add_marker(pytest.mark.skip("the device does not look at indices"))
+    elsewhere.skip_unchecked(items)
 
 
 def pytest_terminal_summary(terminalreporter) -> None:

@@ -1,0 +1,1 @@
+"""The ops' own tests on the GPU."""
