@@ -1,10 +1,9 @@
 """The image tower against open_clip's eager ``encode_image``, and its share of the matrix rate of the same run."""
 
-import time
-
 import open_clip
 import pytest
 import torch
+from timing import DEVICE, matrix_rate, measure
 
 from tpt_fast.vision import ImageEncoder
 
@@ -23,22 +22,12 @@ def needed_flops(visual, views):
     return 2 * views * (embed + (len(blocks) - 1) * whole + last + visual.proj.numel())
 
 
-def matrix_rate(rows=1576, width=768, rounds=15):
-    """Floating point operations a second of torch's own product at a size of the tower, the best of some rounds."""
-    x, weight, best = torch.randn(rows, width), torch.randn(4 * width, width), float("inf")
-    for _ in range(rounds):
-        started = time.perf_counter()
-        x @ weight.t()
-        best = min(best, time.perf_counter() - started)
-    return 8 * rows * width**2 / best
-
-
 @pytest.mark.parametrize("tower", TOWERS)
 @pytest.mark.parametrize("backend", ["tpt_fast", "open_clip"])
 def test_vision(benchmark, backend, tower):
     torch.manual_seed(0)
-    model, count = open_clip.create_model(tower).eval(), TOWERS[tower]
-    views = torch.randn(count, 3, 224, 224)
+    model, count = open_clip.create_model(tower).eval().to(DEVICE), TOWERS[tower]
+    views = torch.randn(count, 3, 224, 224, device=DEVICE)
     encoder = ImageEncoder(model, torch.float32)
     run = encoder.encode if backend == "tpt_fast" else torch.no_grad()(lambda v: model.encode_image(v, normalize=True))
     with torch.no_grad():
@@ -46,7 +35,7 @@ def test_vision(benchmark, backend, tower):
     assert (encoder.encode(views[:2]) - want).norm() / want.norm() < 1e-5
     benchmark.extra_info.update(op="vision", case=f"{tower} x {count}", backend=backend)
     before = matrix_rate()
-    benchmark.pedantic(run, (views,), rounds=5, warmup_rounds=1)
+    measure(benchmark, run, (views,), rounds=5, warmup_rounds=1)
     rate, flops = max(before, matrix_rate()), needed_flops(model.visual, count)
     if flops and benchmark.stats:
         share = flops / benchmark.stats.stats.median / rate

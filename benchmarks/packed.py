@@ -1,25 +1,27 @@
-"""The rows of ViT-B/16's text tower for 200 of ImageNet's names: packed, and padded to the longest prompt."""
+"""ViT-B/16's text rows for ImageNet's names, packed and padded to the longest prompt; on the CPU for 200 of them."""
 
 import open_clip
 import torch
 from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
+from timing import DEVICE
 
 from tpt_fast.prompts import build_prompts
 from tpt_fast.text.layout import pack
 
 TOWER, WIDTH, HEADS = "ViT-B-16", 512, 8
-NAMES = IMAGENET_CLASSNAMES[::5]  # the lists of one kind, such as fish or dogs, have longer names than the rest
+# Neighbours are of one kind, such as fish or dogs, whose names are longer than most: so every fifth.
+NAMES = IMAGENET_CLASSNAMES if DEVICE.type == "cuda" else IMAGENET_CLASSNAMES[::5]
 
 _PROMPTS = build_prompts(NAMES, "a photo of a", None, open_clip.get_tokenizer(TOWER), 77)
-LAYOUT = pack(_PROMPTS, False, 1 << 20, torch.device("cpu"))[0]
+LAYOUT = pack(_PROMPTS, False, 1 << 20, DEVICE)[0]
 ROWS, CLASSES, LONGEST = LAYOUT.rows, len(NAMES), int(_PROMPTS.lengths.max())
 
 # Where each packed row stands among the padded ones; the prefix is taken from the first class.
 _LENGTHS = LAYOUT.offsets.diff()
 PADDED_ROW = torch.cat(
     [
-        torch.arange(LAYOUT.prefix),
-        torch.arange(CLASSES).repeat_interleave(_LENGTHS) * LONGEST + LAYOUT.position[LAYOUT.prefix :],
+        torch.arange(LAYOUT.prefix, device=DEVICE),
+        torch.arange(CLASSES, device=DEVICE).repeat_interleave(_LENGTHS) * LONGEST + LAYOUT.position[LAYOUT.prefix :],
     ]
 )
 

@@ -11,13 +11,16 @@ import torch
 
 STEMS = ("adamw_step", "add_layer_norm", "bias_act", "objective", "prefix_attention", "views")
 
-# Tests of what comes before a kernel or after it, which another kernel cannot change, for ``pytest -k``.
-UNCHANGED = "opcheck or messages or of_another_kind or boxes_ or gradcheck or normalised_bits or threads or pil_modes"
-# Repetitions that take long where a kernel is slow: on the CPU, or under a sanitizer.
-LONG = "slivers or megapixels or any_size or any_number or gradient_equals or extremes or absolute_error or golden"
-
+# Tests of what comes before a kernel or after it, which another kernel cannot change.
+_UNCHANGED = (
+    "opcheck", "messages", "of_another_kind", "boxes_", "gradcheck", "normalised_bits", "threads", "pil_modes",
+)  # fmt: skip
+# Repetitions that take long where a kernel is slow: under a sanitizer.
+_LONG = (
+    "slivers", "megapixels", "any_size", "any_number", "gradient_equals", "extremes", "absolute_error", "golden",
+)  # fmt: skip
 # Bounds that only the CPU's bindings check: a device cannot look at a tensor without waiting.
-_UNCHECKED = ("test_the_kernel_refuses_an_index_that_is_no_view", "test_specs")
+_UNCHECKED = ("the_kernel_refuses_an_index_that_is_no_view", "test_specs")
 
 
 def install(kernels: dict[str, Callable]) -> None:
@@ -30,7 +33,13 @@ def install(kernels: dict[str, Callable]) -> None:
             module.reference = SimpleNamespace(**kernels)
 
 
-def skip_unchecked(items: list[pytest.Item]) -> None:
-    for item in items:
-        if item.name.startswith(_UNCHECKED):
-            item.add_marker(pytest.mark.skip("the device does not look at indices"))
+def add_option(parser: pytest.Parser) -> None:
+    parser.addoption("--short", action="store_true", help="without what takes long under a sanitizer")
+
+
+def leave_out(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Of the ops' own tests, keep those that say something of the kernels."""
+    names = _UNCHANGED + _UNCHECKED + (_LONG if config.getoption("--short") else ())
+    out = [item for item in items if any(name in item.name for name in names)]
+    config.hook.pytest_deselected(items=out)
+    items[:] = [item for item in items if item not in out]

@@ -11,14 +11,18 @@ import pytest
 from . import build, ops
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    elsewhere.add_option(parser)
+
+
 def pytest_configure() -> None:
     os.environ["TPT_FAST_BACKEND"] = "reference"
     elsewhere.install({op.__name__: op for op in ops.OPS})
     build.load().set_seed(int(os.environ.get("CUDA_ON_CPU_SEED", "0")))
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    elsewhere.skip_unchecked(items)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    elsewhere.leave_out(config, items)
 
 
 def pytest_terminal_summary(terminalreporter) -> None:

@@ -26,6 +26,10 @@ def _on_cuda(name: str):
     return moved(counted, tuple(i for i, a in enumerate(arguments) if a.alias_info and a.alias_info.is_write))
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    elsewhere.add_option(parser)
+
+
 def pytest_configure() -> None:
     if not torch.cuda.is_available():
         raise pytest.UsageError("on_cuda.plugin: expected a GPU, torch sees none")
@@ -35,8 +39,8 @@ def pytest_configure() -> None:
     elsewhere.install({name: _on_cuda(name) for name in (*elsewhere.STEMS, *backward)})
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    elsewhere.skip_unchecked(items)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    elsewhere.leave_out(config, items)
 
 
 def pytest_terminal_summary(terminalreporter) -> None:

@@ -1,0 +1,96 @@
+"""The scripts in benchmarks/ that people run by hand."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+
+
+def run(*command, **environment):
+    return subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True)
+
+
+def tokens(*arguments):
+    return run(sys.executable, BENCHMARKS / "bench_tokens.py", *map(str, arguments), COLUMNS="100")
+
+
+def test_tokens_of_a_class_list(tmp_path):
+    names = tmp_path / "names.txt"
+    names.write_text("tench\n\n great white shark \ntench\n")
+    result = tokens(names)
+    assert result.returncode == 0, result.stderr
+    found = {line[:34].strip(): line[34:].strip() for line in result.stdout.splitlines()}
+    text = " ".join(result.stdout.split())
+    assert "tokens of all prompts, padded │ 231" in text, found
+    # SOS and "a photo of a"; then each name (2, 3 and 2 tokens), the full stop and EOT.
+    assert "shared prefix │ 5" in text
+    assert "tokens, packed │ 18" in text
+    assert "expected: a pass │ 12.8x" in text
+
+
+def test_tokens_of_nothing(tmp_path):
+    (tmp_path / "empty").write_text("\n")
+    result = tokens(tmp_path / "empty")
+    assert result.returncode == 2
+    assert "no class names" in result.stderr
+    assert tokens(tmp_path / "absent").returncode == 2
+
+
+STUB = """#!/usr/bin/env bash
+# Stands for a python on a machine with a GPU: says what it was asked for, and fails for whatever holds $FAILS.
+[[ $1 == - ]] && exit 0
+echo "ran: $*"
+[[ -n ${FAILS:-} && "$*" == *"$FAILS"* ]] && exit 1
+exit 0
+"""
+
+
+def gpu_script(tmp_path, *arguments, **environment):
+    stub = tmp_path / "python"
+    stub.write_text(STUB)
+    stub.chmod(0o755)
+    return run("bash", BENCHMARKS / "gpu.sh", *arguments, PYTHON=str(stub), **environment)
+
+
+def test_the_gpu_script_runs_every_stage(tmp_path):
+    result = gpu_script(tmp_path, "--quick", CUDA_HOME=str(tmp_path))
+    assert result.returncode == 0, result.stdout + result.stderr
+    for asked in ("-m tpt_fast doctor", "-p on_cuda.plugin tests/test_adamw_step.py", "tests/test_devices.py"):
+        assert f"{asked}" in result.stdout
+    stems = [path.stem for path in (BENCHMARKS.parent / "csrc").glob("*.cu")]
+    assert all(f"tests/test_{stem}.py" in result.stdout for stem in stems)
+    assert "ran" in result.stdout
+    assert "FAILED" not in result.stdout
+
+
+def test_the_gpu_script_goes_on_after_a_failure_and_says_so(tmp_path):
+    result = gpu_script(tmp_path, "--quick", FAILS="on_cuda.plugin", CUDA_HOME=str(tmp_path))
+    assert result.returncode == 1
+    summary = result.stdout.rpartition("===")[2]
+    assert "the ops' tests on CUDA" in summary
+    assert "FAILED (1)" in summary
+    assert "repeats, graph replays, streams" in summary
+
+
+def test_the_gpu_script_names_what_is_missing(tmp_path):
+    assert run("bash", BENCHMARKS / "gpu.sh", "--fast").returncode == 2
+    nothing = run("bash", BENCHMARKS / "gpu.sh", PYTHON="/bin/false")
+    assert nothing.returncode == 2
+    assert "expected a python with torch, /bin/false has none" in nothing.stderr
+    if not torch.cuda.is_available():
+        none = run("bash", BENCHMARKS / "gpu.sh", PYTHON=sys.executable)
+        assert none.returncode == 2
+        assert none.stderr == "gpu.sh: expected a GPU, torch sees none\n"
+
+
+@pytest.mark.parametrize("script", ["bench_text.py", "bench_tune.py"])
+def test_pictures_want_a_path(script):
+    pytest.importorskip("pytest_benchmark")
+    result = run(sys.executable, BENCHMARKS / script)
+    assert result.returncode == 1
+    assert "usage" in result.stderr
