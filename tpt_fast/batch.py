@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .config import TuneConfig
+from .graphs import Graphs
 from .ops import objective
 from .ops.adamw_step import adamw_step
 from .text import TextEncoder
@@ -43,6 +44,7 @@ class Classes:
     names: tuple[str, ...]
     text: TextEncoder
     inverse: Tensor | None  # [C], which of the different names each is; None if no name repeats
+    graphs: Graphs | None = None  # of the loop, where it is captured
 
     def logits(self, images: Tensor, features: Tensor) -> Tensor:
         """[B, N, C] from scaled image features [B, N, D] and text features, [U, D] of all images or [B, U, D]."""
@@ -72,10 +74,8 @@ class Tuned(NamedTuple):
 
     def rows(self) -> list[dict[str, Any]]:
         """What each image's :class:`~tpt_fast.TuneResult` says: float32 tensors on the CPU, plain numbers."""
-        columns: dict[str, Any] = {
-            name: (value.float() if value.is_floating_point() else value).cpu()
-            for name, value in self._asdict().items()
-        }
+        wide = (value.float() if value.is_floating_point() else value for value in self)
+        columns: dict[str, Any] = dict(zip(self._fields, to_cpu(*wide), strict=True))
         columns |= {name: columns[name].tolist() for name in ("loss", "loss_after")}
         columns["status"] = ["tuned" if good else "skipped" for good in columns["status"].tolist()]
         return [{name: column[i] for name, column in columns.items()} for i in range(len(self.logits))]
@@ -133,6 +133,13 @@ def tune_features(
         loss_after=_where(tuned, now.loss, first.loss),
         status=tuned,
     )
+
+
+def to_cpu(*tensors: Tensor) -> list[Tensor]:
+    """Copies of the tensors, none of them 0-dimensional, on the CPU; from a device by one copy, which waits for it."""
+    parts = [tensor.contiguous().view(torch.uint8).flatten() for tensor in tensors]
+    copied = torch.cat(parts).cpu().split([len(part) for part in parts])
+    return [part.clone().view(tensor.dtype).view(tensor.shape) for part, tensor in zip(copied, tensors, strict=True)]
 
 
 class _Evaluation(NamedTuple):

@@ -50,6 +50,8 @@ class TuneConfig:
     takes "packed" where it is exact."""
     activations: str = "keep"
     """"keep" the text tower's activations for the backward pass, as far as memory allows, or "recompute" them."""
+    cuda_graphs: bool = True
+    """On CUDA, capture the loop once for each number of images at a time and replay it; not with an own objective."""
 
     def __post_init__(self) -> None:
         _integer("n_views", self.n_views, 2)
@@ -67,6 +69,8 @@ class TuneConfig:
         _integer("seed", self.seed, 0)
         _choice("engine", self.engine, ENGINES)
         _choice("activations", self.activations, ACTIVATIONS)
+        if not isinstance(self.cuda_graphs, bool):
+            raise TypeError(f"cuda_graphs: expected True or False, got {type(self.cuda_graphs).__name__}")
         self.n_selected(self.n_views)
 
     def n_selected(self, n_views: int) -> int:

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from . import _jit
 from .adapters import PRECISIONS, text_root, token_embedding
-from .batch import Classes, Objective, Stages, tune_features
+from .batch import Classes, Objective, Stages, Tuned, tune_features
 from .config import TuneConfig
+from .graphs import Graphs
 from .images import load_image
 from .memory import Memory, measure
 from .prompts import check_classnames, load_ctx
@@ -90,7 +91,8 @@ class Tuner:
         )
         text.initial()
         inverse = torch.tensor([place[name] for name in names], device=text.device) if repeated else None
-        self._classes = Classes(names, text, inverse)
+        captures = text.device.type == "cuda" and config.cuda_graphs and self._objective is None
+        self._classes = Classes(names, text, inverse, Graphs() if captures else None)
 
     @property
     def classnames(self) -> tuple[str, ...]:
@@ -234,10 +236,12 @@ class Tuner:
         classes, stages = self._classes, Stages()
         for each in prepared:
             stages.add(each.seconds)
-        with stages("encode"):
-            images = self._scale * self._images.encode(torch.cat([each.views for each in prepared]))
-            images = images.view(len(prepared), -1, images.shape[-1])
-        tuned = tune_features(images, classes, self.config, stages, self._objective)
+        views = torch.stack([each.views for each in prepared])
+        if classes.graphs is None:
+            tuned = self._loop(views, classes, stages)
+        else:
+            with stages("graph"):
+                tuned = classes.graphs(lambda given: self._loop(given, classes, Stages()), views)
         with stages("predict"):
             rows, ctx_init = tuned.rows(), classes.text.ctx_init.float().cpu()
         timings = {name: seconds / len(prepared) for name, seconds in stages.seconds.items()}
@@ -248,17 +252,25 @@ class Tuner:
                 ctx_init=ctx_init,
                 **row,
                 timings=dict(timings),
-                engines=self._engines(classes.text),
+                engines=self._engines(classes),
                 text=classes.text.describe(),
                 views=each.views.float().cpu() if keep_views else None,
             )
             for each, row in zip(prepared, rows, strict=True)
         ]
 
+    def _loop(self, views: Tensor, classes: Classes, stages: Stages) -> Tuned:
+        """All that one pass computes of B images' views [B, N, 3, S, S], without waiting for the device."""
+        with stages("encode"):
+            images = self._scale * self._images.encode(views.flatten(0, 1))
+            images = images.view(*views.shape[:2], -1)
+        return tune_features(images, classes, self.config, stages, self._objective)
+
     def _failed(self, error: BaseException) -> TuneResult:
         """What stands in a stream for an image that could not be read."""
-        text = self._classes.text
-        return failed(error, self.classnames, text.ctx_init.float().cpu(), self.config.n_views, self._engines(text))
+        classes = self._classes
+        ctx_init = classes.text.ctx_init.float().cpu()
+        return failed(error, classes.names, ctx_init, self.config.n_views, self._engines(classes))
 
     def _at_once(self) -> int:
         """How many images fit in memory together: their views, twice in passing, and what further steps keep."""
@@ -271,11 +283,13 @@ class Tuner:
             budget = min(budget, BATCH_BYTES)
         return max(1, budget // bytes_each)
 
-    def _engines(self, text: TextEncoder) -> dict[str, str]:
+    def _engines(self, classes: Classes) -> dict[str, str]:
+        graphs = classes.graphs
         return {
             "ops": self._backend.name,
-            "text": text.engine,
+            "text": classes.text.engine,
             "image": self._images.engine,
+            "loop": "CUDA graph" if graphs is not None and graphs.why_eager is None else "eager",
             "device": str(self.device),
             "resampling": pass_order(),
         }

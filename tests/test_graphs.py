@@ -1,0 +1,149 @@
+"""The bookkeeping of captured loops, with a stand-in for CUDA's capture; test_tuner_on_cuda.py has the rest."""
+
+import gc
+import threading
+import warnings
+import weakref
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from tpt_fast import graphs
+from tpt_fast.batch import to_cpu
+from tpt_fast.graphs import Captured, CaptureWarning, Graphs
+
+
+class Results(NamedTuple):
+    twice: torch.Tensor
+    total: torch.Tensor
+
+
+class Recorder:
+    """Like a graph: after the capture ``run`` is called no more, and results lie where they lay then."""
+
+    def __init__(self, error=None):
+        self.captures, self.replays, self.error = 0, 0, error
+
+    def __call__(self, run, given):
+        self.captures += 1
+        if self.error is not None:
+            raise self.error
+        given = given.clone()
+        results = run(given)
+
+        def replay():
+            self.replays += 1
+            results.twice.copy_(2 * given)
+            results.total.copy_(given.sum().view(1))
+
+        return Captured(given, results, replay)
+
+
+class Loop:
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, given):
+        self.calls += 1
+        return Results(2 * given, given.sum().view(1))
+
+
+def check(results, given):
+    assert type(results) is Results
+    assert torch.equal(results.twice, 2 * given)
+    assert results.total.item() == pytest.approx(given.sum().item())
+
+
+def test_eager_first_then_captured_then_replayed():
+    recorder, loop = Recorder(), Loop()
+    kept = Graphs(recorder)
+    for calls, captures, replays in [(1, 0, 0), (2, 1, 1), (2, 1, 2), (2, 1, 3)]:
+        given = torch.randn(3, 4)
+        check(kept(loop, given), given)
+        assert (loop.calls, recorder.captures, recorder.replays) == (calls, captures, replays)
+
+
+def test_results_are_the_callers_own():
+    kept, first, second = Graphs(Recorder()), torch.randn(3), torch.randn(3)
+    kept(Loop(), first), kept(Loop(), first)
+    one, two = kept(Loop(), first), kept(Loop(), second)
+    check(one, first)
+    check(two, second)
+
+
+def test_each_shape_has_its_graph_and_only_some_are_kept(monkeypatch):
+    monkeypatch.setattr(graphs, "KEPT", 2)
+    recorder = Recorder()
+    kept = Graphs(recorder)
+    for size in (1, 2, 1, 2, 1, 2):
+        given = torch.randn(size)
+        check(kept(Loop(), given), given)
+    assert (recorder.captures, recorder.replays) == (2, 4)
+    kept(Loop(), torch.randn(3))  # the oldest goes
+    kept(Loop(), torch.randn(1))
+    assert recorder.captures == 2
+    kept(Loop(), torch.randn(1))
+    assert recorder.captures == 3
+
+
+def test_a_failed_capture_warns_once_and_runs_eagerly():
+    recorder, loop = Recorder(RuntimeError("operation not permitted when stream is capturing\nmore")), Loop()
+    kept, given = Graphs(recorder), torch.randn(5)
+    check(kept(loop, given), given)
+    with pytest.warns(CaptureWarning, match="runs eagerly: operation not permitted when stream is capturing "):
+        check(kept(loop, given), given)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for size in (5, 6, 6):
+            given = torch.randn(size)
+            check(kept(loop, given), given)
+    assert recorder.captures == 1
+    assert kept.why_eager == "operation not permitted when stream is capturing"
+
+
+def test_other_errors_are_not_swallowed():
+    kept = Graphs(Recorder(ValueError("mine")))
+    kept(Loop(), torch.ones(2))
+    with pytest.raises(ValueError, match="mine"):
+        kept(Loop(), torch.ones(2))
+
+
+def test_threads_take_turns():
+    kept, inputs, results = Graphs(Recorder()), torch.randn(8, 1000), {}
+
+    def work(i):
+        for _ in range(20):
+            results[i] = kept(Loop(), inputs[i])
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    for i in range(8):
+        check(results[i], inputs[i])
+
+
+def test_graphs_go_with_their_owner():
+    kept = Graphs(Recorder())
+    for _ in range(3):
+        kept(Loop(), torch.ones(3))
+    static = weakref.ref(next(iter(kept._captured.values())))
+    del kept
+    gc.collect()
+    assert static() is None
+
+
+def test_one_copy_brings_all_types_back():
+    tensors = [
+        torch.randn(2, 3),
+        torch.tensor([True, False, True]),
+        torch.arange(5).view(5, 1),
+        torch.empty(0, 4),
+        torch.randn(4, 2, dtype=torch.float64).t(),
+    ]
+    for tensor, copy in zip(tensors, to_cpu(*tensors), strict=True):
+        assert copy.dtype == tensor.dtype
+        assert torch.equal(copy, tensor)
+        assert tensor.numel() == 0 or copy.data_ptr() != tensor.data_ptr()

@@ -1,0 +1,132 @@
+"""The whole loop on a GPU: its answers are the CPU's, a captured loop's bits are the eager ones, and nothing waits."""
+
+import gc
+
+import open_clip
+import pytest
+import torch
+
+from tpt_fast import TuneConfig, Tuner
+from tpt_fast.batch import Stages
+from tpt_fast.demo import PHOTO_FOLDER
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+
+NAMES = ["cat", "dog", "sports car", "goldfish", "dog"]
+PHOTO = PHOTO_FOLDER / "cat.jpg"
+FIELDS = ("logits", "zero_shot_logits", "entropies", "selected", "ctx", "grad")
+
+
+def make():
+    torch.manual_seed(1)
+    vision = {"image_size": 64, "layers": 3, "width": 128, "patch_size": 16, "head_width": 64}
+    text = {"context_length": 77, "vocab_size": 49408, "width": 128, "heads": 2, "layers": 3}
+    model = open_clip.model.CLIP(64, vision, text).eval()
+    for p in model.parameters():
+        if p.dim() > 1:
+            torch.nn.init.normal_(p, std=p.shape[-1] ** -0.5)
+    return model
+
+
+@pytest.fixture(scope="module")
+def model():
+    return make().cuda()
+
+
+def tuner(model, objective=None, **options):
+    return Tuner(model, NAMES, TuneConfig(n_views=16, rho=0.3, **options), objective=objective)
+
+
+def same_bits(one, two):
+    for field in FIELDS:
+        assert torch.equal(getattr(one, field), getattr(two, field)), field
+
+
+def test_answers_are_the_cpus(model):
+    got, want = tuner(model)(PHOTO), tuner(make())(PHOTO)
+    assert got.engines["ops"] == "native"
+    assert got.engines["device"].startswith("cuda")
+    assert got.selected.tolist() == want.selected.tolist()
+    for field in ("logits", "zero_shot_logits", "entropies"):
+        torch.testing.assert_close(getattr(got, field), getattr(want, field), rtol=1e-4, atol=1e-4)
+    # AdamW's first step is a sign: where the gradient is rounding, so is the step.
+    assert ((got.ctx - want.ctx).abs() > 1e-4).float().mean() < 0.02
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("steps", [1, 2])
+def test_replays_are_the_eager_bits(model, precision, steps):
+    eager = tuner(model, precision=precision, steps=steps, cuda_graphs=False)
+    graphed = tuner(model, precision=precision, steps=steps)
+    results = [graphed(PHOTO) for _ in range(4)]
+    assert graphed._classes.graphs.why_eager is None
+    assert any(graphed._classes.graphs._captured.values())
+    assert results[-1].engines["loop"] == "CUDA graph"
+    want = eager(PHOTO)
+    assert want.engines["loop"] == "eager"
+    for result in results:
+        same_bits(result, want)
+    other = PHOTO_FOLDER / "rocket.jpg"
+    same_bits(graphed(other), eager(other))
+
+
+def test_the_loop_waits_for_nothing(model):
+    for steps in (1, 3):
+        waiting = tuner(model, steps=steps, cuda_graphs=False)
+        views = torch.randn(2, 16, 3, 64, 64, device="cuda")
+        waiting._loop(views, waiting._classes, Stages())
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            waiting._loop(views, waiting._classes, Stages())
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+def test_batches_and_streams(model):
+    graphed, photos = tuner(model), [PHOTO_FOLDER / name for name in ("cat.jpg", "rocket.jpg", "temple.jpg")]
+    one_by_one = [graphed(photo) for photo in photos]
+    for one, two in zip(graphed.map(photos * 2), one_by_one * 2, strict=True):
+        same_bits(one, two)
+    for _ in range(3):
+        for one, two in zip(graphed.tune_batch(photos), one_by_one, strict=True):
+            assert one.selected.tolist() == two.selected.tolist()
+            torch.testing.assert_close(one.logits, two.logits, rtol=1e-4, atol=1e-3)
+
+
+def test_half_types_agree_with_float32(model):
+    want = tuner(model)(PHOTO)
+    for precision, bound in (("fp16", 0.02), ("bf16", 0.15)):
+        got = tuner(model, precision=precision)(PHOTO)
+        assert (got.zero_shot_logits - want.zero_shot_logits).abs().max() < bound * want.zero_shot_logits.abs().max()
+
+
+def test_an_own_objective_runs_eagerly(model):
+    def entropy_of_the_mean(logits):
+        mean = logits.softmax(-1).mean(0)
+        return -(mean * mean.log()).sum()
+
+    custom = tuner(model, entropy_of_the_mean)
+    results = [custom(PHOTO) for _ in range(3)]
+    assert {result.engines["loop"] for result in results} == {"eager"}
+
+
+def test_memory_goes_with_the_tuner(model):
+    gc.collect()
+    before = torch.cuda.memory_allocated()
+    graphed = tuner(model)
+    for _ in range(3):
+        graphed(PHOTO)
+    assert torch.cuda.memory_allocated() > before
+    del graphed
+    gc.collect()
+    assert torch.cuda.memory_allocated() <= before + (1 << 16)
+
+
+def test_a_thousand_classes_fit_in_three_gigabytes():
+    torch.manual_seed(0)
+    big = open_clip.create_model("ViT-B-16").eval().cuda()
+    torch.cuda.reset_peak_memory_stats()
+    wide = Tuner(big, open_clip.zero_shot_metadata.IMAGENET_CLASSNAMES)
+    for _ in range(3):
+        wide(PHOTO)
+    assert torch.cuda.max_memory_allocated() < 3e9

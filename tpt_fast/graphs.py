@@ -1,0 +1,106 @@
+"""CUDA graphs: the loop of one shape of views is captured once and replayed, so that the host launches one thing."""
+
+from __future__ import annotations
+
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from threading import Lock
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+Run = Callable[[Tensor], NamedTuple]
+
+KEPT = 4  # shapes, i.e. sizes of batches
+
+
+class CaptureWarning(UserWarning):
+    """The loop could not be captured as a CUDA graph and runs eagerly: same results, more work for the host."""
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A graph that reads ``given`` and writes ``results`` whenever it is replayed."""
+
+    given: Tensor
+    results: NamedTuple
+    replay: Callable[[], None]
+
+
+class Graphs:
+    """Runs a function of one tensor, from its third call with a shape on by replaying a graph of it.
+
+    The first call of a shape warms libraries up, eagerly; the second captures. A capture that fails is not tried again:
+    one :class:`CaptureWarning` says why, and the function goes on eagerly. Calls from several threads and streams take
+    turns, in the order of the calls. Nothing here waits for the device, but for the capture itself.
+
+    Args:
+        capture: makes a :class:`Captured` of a function and an example; CUDA's unless a test says otherwise.
+    """
+
+    def __init__(self, capture: Callable[[Run, Tensor], Captured] | None = None) -> None:
+        self._capture = capture or _Cuda()
+        self._captured: OrderedDict[tuple, Captured | None] = OrderedDict()  # None: seen once
+        self._turn: torch.cuda.Event | None = None
+        self._lock = Lock()
+        self.why_eager: str | None = None  #: why nothing is captured any more
+
+    def __call__(self, run: Run, given: Tensor) -> NamedTuple:
+        """``run(given)``: a NamedTuple of tensors, which are the caller's own."""
+        key = (given.shape, given.dtype, given.device)
+        with self._lock:
+            captured = self._captured.get(key)
+            if captured is None and key in self._captured and self.why_eager is None:
+                captured = self._try(run, given)
+            self._captured[key] = captured
+            self._captured.move_to_end(key)
+            while len(self._captured) > KEPT:
+                self._captured.popitem(last=False)
+            if captured is not None:
+                return self._replay(captured, given)
+        return run(given)
+
+    def _try(self, run: Run, given: Tensor) -> Captured | None:
+        try:
+            return self._capture(run, given)
+        except RuntimeError as error:  # also torch.cuda.OutOfMemoryError
+            self.why_eager = str(error).strip().partition("\n")[0]
+            warnings.warn(
+                f"tpt_fast: the loop could not be captured as a CUDA graph and runs eagerly: {self.why_eager} "
+                "(cuda_graphs=False silences this)",
+                CaptureWarning,
+                stacklevel=5,
+            )
+            return None
+
+    def _replay(self, captured: Captured, given: Tensor) -> NamedTuple:
+        cuda = torch.cuda.current_stream(given.device) if given.is_cuda else None
+        if cuda and self._turn:
+            cuda.wait_event(self._turn)  # the last call may have come on another stream
+        captured.given.copy_(given)
+        captured.replay()
+        results = type(captured.results)(*(tensor.clone() for tensor in captured.results))
+        if cuda:
+            self._turn = cuda.record_event()
+        return results
+
+
+class _Cuda:
+    """Captures on a stream of its own, all graphs in one pool of memory: they never run at the same time, and their
+    results are copied before the next one runs."""
+
+    def __init__(self) -> None:
+        self._pool: tuple[int, int] | None = None
+
+    def __call__(self, run: Run, given: Tensor) -> Captured:
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        graph, given = torch.cuda.CUDAGraph(), given.clone()
+        # Other threads may go on decoding images and allocating memory meanwhile.
+        capture = torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local")
+        with torch.cuda.device(given.device), capture:
+            results = run(given)
+        return Captured(given, results, graph.replay)
