@@ -141,6 +141,26 @@ def test_names_of_1_to_60_tokens(context):
     assert compare(make(), names, torch.float32, **CONTEXTS[context]) < 1e-5
 
 
+@pytest.mark.parametrize("engine", ["packed", "module"])
+@pytest.mark.parametrize("context", ["end", "middle", "front"])
+def test_steps_1_to_3(context, engine):
+    """AdamW on a linear function of the features: contexts and features stay together, step after step."""
+    model = make().double()
+    encoder = TextEncoder(model, NAMES, engine=engine, **CONTEXTS[context])
+    ours, theirs = (nn.Parameter(encoder.ctx_init.clone()) for _ in range(2))
+    optimizers = [torch.optim.AdamW([ctx], lr=5e-3) for ctx in (ours, theirs)]
+    target = torch.randn(len(NAMES), 24, dtype=torch.float64)
+    for _ in range(3):
+        got, want = encoder.encode(ours), published(model, encoder, theirs)
+        assert error(got, want) < 1e-6
+        for optimizer, features in zip(optimizers, (got, want), strict=True):
+            optimizer.zero_grad()
+            (features * target).sum().backward()
+            optimizer.step()
+        assert error(ours, theirs) < 1e-6
+    assert error(ours, encoder.ctx_init) > 1e-3
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("context", ["end", "middle"])
 def test_half_precision_is_no_worse_than_the_module(dtype, context):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .config import TuneConfig
 from .graphs import Graphs
@@ -44,6 +44,7 @@ class Classes:
     names: tuple[str, ...]
     text: TextEncoder
     inverse: Tensor | None  # [C], which of the different names each is; None if no name repeats
+    places: Tensor | None = None  # [U, most repeats], where each different name stands, filled up with C; likewise
     graphs: Graphs | None = None  # of the loop, where it is captured
 
     def logits(self, images: Tensor, features: Tensor) -> Tensor:
@@ -53,9 +54,8 @@ class Classes:
 
     def grad_features(self, images: Tensor, grad_logits: Tensor) -> Tensor:
         """[B, U, D] from the same rows of the scaled image features [B, K, D] and the logits' gradient [B, K, C]."""
-        if self.inverse is not None:
-            different = grad_logits.new_zeros(*grad_logits.shape[:2], len(self.text.classnames))
-            grad_logits = different.index_add_(-1, self.inverse, grad_logits)
+        if self.places is not None:  # sums in a fixed order, which index_add on a GPU would not keep
+            grad_logits = nn.functional.pad(grad_logits, (0, 1))[..., self.places].sum(-1)
         return grad_logits.mT @ images
 
 

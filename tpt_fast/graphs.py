@@ -48,6 +48,11 @@ class Graphs:
         self._lock = Lock()
         self.why_eager: str | None = None  #: why nothing is captured any more
 
+    @property
+    def bytes(self) -> int:
+        """Memory that the captured loops compute in, which is theirs while they are kept."""
+        return getattr(self._capture, "bytes", 0)
+
     def __call__(self, run: Run, given: Tensor) -> NamedTuple:
         """``run(given)``: a NamedTuple of tensors, which are the caller's own."""
         key = (given.shape, given.dtype, given.device)
@@ -94,6 +99,7 @@ class _Cuda:
 
     def __init__(self) -> None:
         self._pool: tuple[int, int] | None = None
+        self.bytes = 0
 
     def __call__(self, run: Run, given: Tensor) -> Captured:
         if self._pool is None:
@@ -101,6 +107,8 @@ class _Cuda:
         graph, given = torch.cuda.CUDAGraph(), given.clone()
         # Other threads may go on decoding images and allocating memory meanwhile.
         capture = torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local")
+        before = torch.cuda.memory_reserved(given.device)
         with torch.cuda.device(given.device), capture:
             results = run(given)
+        self.bytes += max(0, torch.cuda.memory_reserved(given.device) - before)
         return Captured(given, results, graph.replay)

@@ -16,7 +16,7 @@ from .batch import Classes, Objective, Stages, Tuned, tune_features
 from .config import TuneConfig
 from .graphs import Graphs
 from .images import load_image
-from .memory import Memory, measure
+from .memory import Held, Memory, measure
 from .prompts import check_classnames, load_ctx
 from .result import TuneResult, failed
 from .stream import stream
@@ -75,8 +75,6 @@ class Tuner:
         different = list(dict.fromkeys(names))
         if ctx is not None and ctx.dim() == 3:  # class-specific contexts tell equal names apart
             different = list(names)
-        place = {name: i for i, name in enumerate(different)}
-        repeated = len(different) < len(names)
         text = TextEncoder(
             self._model,
             different,
@@ -90,9 +88,9 @@ class Tuner:
             activations=config.activations,
         )
         text.initial()
-        inverse = torch.tensor([place[name] for name in names], device=text.device) if repeated else None
+        inverse, places = _repeats(names, different, text.device) if len(different) < len(names) else (None, None)
         captures = text.device.type == "cuda" and config.cuda_graphs and self._objective is None
-        self._classes = Classes(names, text, inverse, Graphs() if captures else None)
+        self._classes = Classes(names, text, inverse, places, Graphs() if captures else None)
 
     @property
     def classnames(self) -> tuple[str, ...]:
@@ -200,7 +198,7 @@ class Tuner:
         """
         text, precision = self._classes.text, self.config.precision
         engine, kept = text._engine, text.describe()
-        return measure(
+        memory = measure(
             self._model,
             {
                 "image tower": (f"weights in {precision}, run by {self._images.engine!r}", self._images),
@@ -216,6 +214,9 @@ class Tuner:
                 "rest": ("logit scale, which names are equal", (self._scale, self._classes)),
             },
         )
+        if self._classes.graphs is not None:
+            memory["CUDA graphs"] = Held(self._classes.graphs.bytes, 0, "what the captured loops compute in")
+        return memory
 
     def _prepare(self, image, boxes: Tensor | None = None) -> Prepared:
         """From an image to its views."""
@@ -293,6 +294,17 @@ class Tuner:
             "device": str(self.device),
             "resampling": pass_order(),
         }
+
+
+def _repeats(names: Sequence[str], different: list[str], device: torch.device) -> tuple[Tensor, Tensor]:
+    """See :class:`Classes`: which of the different names each of the C is, and where each of them stands."""
+    place = {name: i for i, name in enumerate(different)}
+    standing: list[list[int]] = [[] for _ in different]
+    for i, name in enumerate(names):
+        standing[place[name]].append(i)
+    most = max(map(len, standing))
+    padded = [at + [len(names)] * (most - len(at)) for at in standing]
+    return torch.tensor([place[name] for name in names], device=device), torch.tensor(padded, device=device)
 
 
 class Prepared(NamedTuple):

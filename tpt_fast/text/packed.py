@@ -183,23 +183,21 @@ class PackedEngine:
             inner = bias_act_backward(grad @ block.proj.weight, saved.hidden, block.fc.bias, block.activation)
             grad = _normalise_backward(inner @ block.fc.weight, grad, saved.norm2, block.norm2)
             attended = grad @ block.out.weight
-            width = grad.shape[-1]
-            wide = attended.new_empty(layout.rows, 3 * width)
-            final = i == len(tower.blocks) - 1
-            grad_q, grad_kv = wide[:, :width], wide[:, width:]
-            if final:
-                wide[:, :width] = 0
-                grad_q = torch.empty_like(attended)
+            width, final = grad.shape[-1], i == len(tower.blocks) - 1
+            wide = attended.new_empty(layout.rows, (2 if final else 3) * width)  # of keys and values, of queries too
+            grad_q, grad_kv = (torch.empty_like(attended), wide) if final else (wide[:, :width], wide[:, width:])
             prefix_attention_backward(
                 attended[None], saved.q[None], saved.kv[None], layout.offsets, layout.prefix, block.heads,
                 grad_q[None], grad_kv[None],
             )  # fmt: skip
-            if final:
-                wide[layout.last, :width] = grad_q
-                grad = torch.zeros_like(wide[:, :width]).index_copy_(0, layout.last, grad)
-            if i == 0:  # the other rows hold constants
-                wide, grad = wide[layout.touched], grad[layout.touched]
-            grad = _normalise_backward(wide @ block.qkv.weight, grad, saved.norm1, block.norm1)
+            through, rows = grad, slice(None) if i > 0 else layout.touched  # the other rows hold constants
+            if final:  # only the EOT rows have asked, and gone on
+                through = torch.zeros_like(wide[:, :width]).index_copy_(0, layout.last, grad)
+                inner = (wide @ block.qkv.weight[width:]).index_add_(0, layout.last, grad_q @ block.qkv.weight[:width])
+                inner = inner[rows]
+            else:
+                inner = wide[rows] @ block.qkv.weight
+            grad = _normalise_backward(inner, through[rows], saved.norm1, block.norm1)
 
         grad = grad.to(accumulation_dtype(tower.dtype)) / scale
         lead = layout.shared.stop - layout.shared.start
