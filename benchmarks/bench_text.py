@@ -132,11 +132,12 @@ def draw(kept, path):
     above.loglog(tokens, seconds, "o-", label="measured")
     above.loglog(tokens, [seconds[0] * n / tokens[0] for n in tokens], "--", color="grey", label="linear")
     above.set(ylabel="seconds an image", title=f"{TOWER}'s text tower, backward and forward, {kept[0]['cpu']}")
-    above.legend()
+    above.legend(loc="lower right")
+    above.margins(x=0.15)
     below.semilogx(tokens, [row["peak_mb"] / 1e3 for row in kept], "o-")
     below.set(xlabel="packed tokens", ylabel="peak above the model, GB", ylim=(0, None))
     for row in kept:
-        above.annotate(f" {row['classes']:,} classes", (row["tokens"], row["median"]), va="top")
+        above.annotate(f"{row['classes']:,} classes ", (row["tokens"], row["median"]), ha="right", va="bottom")
     figure.savefig(path, dpi=150)
 
 

@@ -180,7 +180,7 @@ def draw(kept, path):
     axes.barh([y + 0.2 for y in range(len(ours))], slow, 0.38, color="lightgrey", label="published")
     axes.set(yticks=range(len(ours)), yticklabels=ours, xlabel="seconds an image")
     axes.invert_yaxis()
-    axes.legend(fontsize="small")
+    figure.legend(loc="outside right upper", fontsize="small")
     figure.savefig(path, dpi=150)
 
 
