@@ -10,7 +10,7 @@ from tpt_fast.ops.add_layer_norm import add_layer_norm, add_layer_norm_backward
 from tpt_fast.ops.bias_act import bias_act, bias_act_backward
 from tpt_fast.ops.prefix_attention import prefix_attention, prefix_attention_backward
 from tpt_fast.ops.views import views
-from tpt_fast.views import draw_boxes, normalisation_table, view_specs
+from tpt_fast.views import draw_boxes, draw_specs, normalisation_table, view_specs
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 DEVICES = ["cpu", pytest.param("cuda", marks=needs_gpu)]
@@ -147,3 +147,24 @@ def test_work_queues_on_the_callers_stream(case):
         got = run()
     stream.synchronize()
     assert_same_bits(got, want)
+
+
+@needs_gpu
+def test_crops_are_drawn_anew_by_each_replay():
+    generator = torch.Generator("cuda").manual_seed(0)
+    image = torch.randint(0, 256, (300, 400, 3), dtype=torch.uint8, device="cuda")
+    table = normalisation_table(device="cuda")
+    graph = torch.cuda.CUDAGraph()
+    graph.register_generator_state(generator)
+    views(image, draw_specs(300, 400, 16, 96, generator=generator), table, 96)
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph):
+        specs = draw_specs(300, 400, 16, 96, generator=generator)
+        made = views(image, specs, table, 96)
+    seen = []
+    for _ in range(2):
+        graph.replay()
+        assert torch.equal(made, views(image, specs, table, 96))
+        seen.append(specs.clone())
+    assert torch.equal(seen[0][0], seen[1][0])
+    assert not torch.equal(seen[0], seen[1])

@@ -15,7 +15,16 @@ from torchvision.transforms import functional as F
 
 from tpt_fast.ops.views import views
 from tpt_fast.reference.views import views as reference
-from tpt_fast.views import CLIP_MEAN, CLIP_STD, draw_boxes, make_views, normalisation_table, pass_order, view_specs
+from tpt_fast.views import (
+    CLIP_MEAN,
+    CLIP_STD,
+    draw_boxes,
+    draw_specs,
+    make_views,
+    normalisation_table,
+    pass_order,
+    view_specs,
+)
 
 BYTES = torch.arange(256, dtype=torch.uint8).expand(3, 256).contiguous()
 FILTERS = (InterpolationMode.BILINEAR, InterpolationMode.BICUBIC)
@@ -233,6 +242,40 @@ def test_seeds_differ_and_repeat():
     assert torch.equal(make_views(image, 8, 32, seed=1), make_views(image, 8, 32, seed=1))
     assert not torch.equal(make_views(image, 8, 32, seed=1), make_views(image, 8, 32, seed=2))
     assert torch.equal(make_views(image, 8, 32, seed=1)[0], make_views(image, 8, 32, seed=2)[0])
+
+
+@pytest.mark.parametrize(("height", "width"), [(375, 500), (90, 300), (40, 900), (900, 40), (1, 1)])
+def test_specs_drawn_on_a_device_have_torchvisions_distribution(height, width):
+    n = 4000
+    drawn = draw_specs(height, width, n + 1, 64, generator=torch.Generator().manual_seed(0))
+    assert drawn.dtype == torch.int32
+    truth = view_specs(height, width, draw_boxes(height, width, n, seed=1), 64)
+    assert torch.equal(drawn[0], truth[0])
+    assert torch.equal(drawn[1:, 4:8], truth[1:, 4:8])
+    assert (drawn[1:, :2] >= 0).all()
+    assert (drawn[1:, :2] + drawn[1:, 2:4] <= torch.tensor([height, width])).all()
+    assert (drawn[1:, 9] == 0).all()
+
+    def statistics(specs):  # top, left, height, width, flip, area, aspect
+        top, left, tall, wide, flip = specs[1:, [0, 1, 2, 3, 8]].double().T
+        return torch.stack([top, left, tall, wide, flip, tall * wide, (wide / tall).log()])
+
+    for got, want in zip(statistics(drawn), statistics(truth), strict=True):
+        both = torch.cat([got, want]).unique()
+        shares = [torch.searchsorted(one.sort().values, both, right=True) / n for one in (got, want)]
+        assert (shares[0] - shares[1]).abs().max() < 1.95 * math.sqrt(2 / n)  # Kolmogorov-Smirnov, 0.1 %
+
+
+def test_specs_drawn_on_a_device_repeat_and_make_views():
+    image = noise(60, 80)
+    one, two, other = (draw_specs(60, 80, 9, 32, generator=torch.Generator().manual_seed(s)) for s in (3, 3, 4))
+    assert torch.equal(one, two)
+    assert not torch.equal(one, other)
+    made = views(image, one, BYTES, 32, INSTALLED_IS_13)
+    boxes = one[1:][:, [0, 1, 2, 3, 8]]
+    assert torch.equal(made, as_published(image, boxes, 32))
+    with pytest.raises(ValueError, match="n: expected at least 0, got -1"):
+        draw_specs(8, 8, 0, 4, generator=torch.Generator())
 
 
 def test_make_views_equals_the_published_pipeline():

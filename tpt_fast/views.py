@@ -68,13 +68,7 @@ def draw_boxes(
     Raises:
         ValueError: an argument out of range.
     """
-    if height < 1 or width < 1:
-        raise ValueError(f"height, width: expected at least 1, got {height} x {width}")
-    if n < 0:
-        raise ValueError(f"n: expected at least 0, got {n}")
-    for name, (low, high) in (("scale", scale), ("ratio", ratio)):
-        if not 0 < low <= high:
-            raise ValueError(f"{name}: expected 0 < low <= high, got {(low, high)}")
+    _check_draw(height, width, n, scale, ratio)
     if generator is None:
         generator = torch.default_generator if seed is None else torch.Generator().manual_seed(seed)
     if generator.device.type != "cpu":
@@ -115,6 +109,71 @@ def draw_boxes(
             at += 1
     torch.empty(at).uniform_(generator=generator)  # leaves the generator where the scalar draws would have
     return torch.from_numpy(boxes)
+
+
+def draw_specs(
+    height: int,
+    width: int,
+    n_views: int,
+    size: int,
+    *,
+    generator: torch.Generator,
+    scale: tuple[float, float] = (0.08, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> Tensor:
+    """Draw the crops where ``generator`` is and put them in rows for :func:`tpt_fast.ops.views.views`, view 0 first.
+
+    They have the distribution of :func:`draw_boxes`, but are other numbers: each view has its ten tries at once.
+    Nothing waits for the device, so this can be captured in a CUDA graph, whose replays draw anew.
+
+    Args:
+        height, width, scale, ratio: as for :func:`draw_boxes`.
+        n_views: N, at least 1.
+        size: S.
+        generator: on any device.
+
+    Returns:
+        int32 [N, 10] on the generator's device.
+
+    Raises:
+        ValueError: an argument out of range.
+    """
+    _check_draw(height, width, n_views - 1, scale, ratio)
+    device, n = generator.device, n_views - 1
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(*shape, generator=generator, device=device, dtype=torch.float64)
+
+    area = height * width * (scale[0] + (scale[1] - scale[0]) * uniform(n, _TRIES))
+    aspect = (math.log(ratio[0]) + math.log(ratio[1] / ratio[0]) * uniform(n, _TRIES)).exp()
+    widths, heights = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
+    fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
+    first, some = fits.int().argmax(1, keepdim=True), fits.any(1)
+    corner, flip = uniform(n, 2), uniform(n) < 0.5
+    central = _central_box(height, width, ratio)
+    crop_height = torch.where(some, heights.gather(1, first)[:, 0], central[2])
+    crop_width = torch.where(some, widths.gather(1, first)[:, 0], central[3])
+    top = torch.where(some, (corner[:, 0] * (height - crop_height + 1)).floor(), central[0])
+    left = torch.where(some, (corner[:, 1] * (width - crop_width + 1)).floor(), central[1])
+
+    specs = torch.zeros(n_views, 10, dtype=torch.int32, device=device)
+    for column, value in enumerate(_plain_spec(height, width, size)):
+        if value:
+            specs[0, column].fill_(value)
+    specs[1:, :4] = torch.stack([top, left, crop_height, crop_width], 1).int()
+    specs[1:, 4:6].fill_(size)
+    specs[1:, 8] = flip.int()
+    return specs
+
+
+def _check_draw(height: int, width: int, n: int, scale: tuple[float, float], ratio: tuple[float, float]) -> None:
+    if height < 1 or width < 1:
+        raise ValueError(f"height, width: expected at least 1, got {height} x {width}")
+    if n < 0:
+        raise ValueError(f"n: expected at least 0, got {n}")
+    for name, (low, high) in (("scale", scale), ("ratio", ratio)):
+        if not 0 < low <= high:
+            raise ValueError(f"{name}: expected 0 < low <= high, got {(low, high)}")
 
 
 def _central_box(height: int, width: int, ratio: tuple[float, float]) -> tuple[int, int, int, int]:
@@ -158,18 +217,23 @@ def view_specs(height: int, width: int, boxes: Tensor, size: int) -> Tensor:
             f"(height x width), got {rows[row].tolist()} in row {row}"
         )
     specs = np.zeros((len(rows) + 1, 10), dtype=np.int32)
+    specs[0] = _plain_spec(height, width, size)
+    specs[1:, :4] = rows[:, :4]
+    specs[1:, 4:6] = size
+    specs[1:, 8] = rows[:, 4] != 0
+    specs[1:, 9] = BILINEAR
+    return torch.from_numpy(specs)
+
+
+def _plain_spec(height: int, width: int, size: int) -> tuple[int, ...]:
+    """View 0: the whole image, its shorter side resized to ``size``, the middle of the longer one."""
     out_height, out_width = size, size
     if width <= height:
         out_height = int(size * height / width)
     else:
         out_width = int(size * width / height)
     top, left = round((out_height - size) / 2), round((out_width - size) / 2)
-    specs[0] = 0, 0, height, width, out_height, out_width, top, left, 0, BICUBIC
-    specs[1:, :4] = rows[:, :4]
-    specs[1:, 4:6] = size
-    specs[1:, 8] = rows[:, 4] != 0
-    specs[1:, 9] = BILINEAR
-    return torch.from_numpy(specs)
+    return 0, 0, height, width, out_height, out_width, top, left, 0, BICUBIC
 
 
 @lru_cache(maxsize=64)
@@ -225,7 +289,8 @@ def make_views(
         mean: of each channel, pixels being in [0, 1]; CLIP's by default.
         std: likewise, not 0.
         dtype: float32, float16 or bfloat16 (rounded from float32).
-        generator: CPU generator to draw the crops from.
+        generator: to draw the crops from. One on the CPU gives torchvision's; one on a GPU draws there
+            (:func:`draw_specs`), without waiting for it, where the views are made on that GPU.
         device: where the views are made; the image's own device by default, which is the CPU unless it is a tensor.
         order: "pillow-12" or "pillow-13", see :func:`pass_order`; None follows the installed Pillow.
 
@@ -251,8 +316,11 @@ def make_views(
     if device is not None:
         pixels = pixels.to(device)
     height, width, _ = pixels.shape
-    if boxes is None:
-        boxes = draw_boxes(height, width, n_views - 1, seed=seed, generator=generator)
-    specs = view_specs(height, width, torch.as_tensor(boxes), size).to(pixels.device, non_blocking=True)
+    if boxes is None and generator is not None and generator.device.type != "cpu":
+        specs = draw_specs(height, width, n_views, size, generator=generator)
+    else:
+        if boxes is None:
+            boxes = draw_boxes(height, width, n_views - 1, seed=seed, generator=generator)
+        specs = view_specs(height, width, torch.as_tensor(boxes), size).to(pixels.device, non_blocking=True)
     table = normalisation_table(tuple(mean), tuple(std), dtype, pixels.device)
     return views(pixels, specs, table, size, order == "pillow-13")
