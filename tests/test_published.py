@@ -56,10 +56,10 @@ def test_answers_are_those_of_the_published_algorithm(demo, published, name, ste
     for field in ("logits", "zero_shot_logits", "entropies", "grad", "ctx_init"):
         ours, theirs = getattr(got, field), getattr(want, field)
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4 * theirs.abs().max().item(), msg=field)
-    # A step is nearly lr times the gradient's sign, so rounding the gradient by 1e-5 of its largest value moves the
+    # A step is nearly lr times the gradient's sign, so rounding the gradient by 3e-5 of its largest value moves the
     # context by that over the gradient: by nearly nothing, except where the gradient of some step is near zero.
     grads = [published(name, number).grad for number in range(1, steps + 1)]
-    rounding = config.lr * sum(1e-5 * grad.abs().max() / grad.abs() for grad in grads)
+    rounding = config.lr * sum(3e-5 * grad.abs().max() / grad.abs() for grad in grads)
     assert (rounding < 0.01 * config.lr * steps).float().mean() > 0.8
     assert ((got.ctx - want.ctx).abs() <= 1e-4 * want.ctx.abs().max() + rounding).all()
 

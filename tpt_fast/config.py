@@ -44,7 +44,8 @@ class TuneConfig:
     """Seed of the views (the same for every image, so results do not depend on the order) and of a random context."""
     strict_official: bool = False
     """Follow the published code where the defaults are better: views are drawn from torch's global generator, and fewer
-    than one kept view is an error."""
+    than one kept view is an error. With precision "fp16" also its precision, and its speed: float32 weights under
+    autocast, fp16 logits, and a GradScaler that all images share."""
     engine: str = "auto"
     """How the text tower runs: "packed" computes what the classes share once, "module" is the model's own code, "auto"
     takes "packed" where it is exact."""
@@ -71,7 +72,14 @@ class TuneConfig:
         _choice("activations", self.activations, ACTIVATIONS)
         if not isinstance(self.cuda_graphs, bool):
             raise TypeError(f"cuda_graphs: expected True or False, got {type(self.cuda_graphs).__name__}")
+        if self.autocasts and self.engine == "packed":
+            raise ValueError("engine: expected 'auto' or 'module' with strict_official and fp16, got 'packed'")
         self.n_selected(self.n_views)
+
+    @property
+    def autocasts(self) -> bool:
+        """Whether the published code's own precision is asked for."""
+        return self.strict_official and self.precision == "fp16"
 
     def n_selected(self, n_views: int) -> int:
         """How many of ``n_views`` views are kept.

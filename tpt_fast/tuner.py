@@ -17,6 +17,7 @@ from .config import TuneConfig
 from .graphs import Graphs
 from .images import load_image
 from .memory import Held, Memory, measure
+from .official import OfficialLoop
 from .prompts import check_classnames, load_ctx
 from .result import TuneResult, failed
 from .stream import stream
@@ -64,8 +65,15 @@ class Tuner:
         self._model, self._tokenizer, self._objective = model, tokenizer, objective
         self._backend = _jit.ensure()
         self.set_classnames(classnames)
-        self._images = ImageEncoder(model, PRECISIONS[self.config.precision])
         self._scale = model.logit_scale.detach().float().exp()
+        self._official: OfficialLoop | None = None
+        if self.config.autocasts:
+            if objective is not None:
+                raise ValueError("objective: expected None with strict_official and fp16, which has its own")
+            self._images = ImageEncoder(model, torch.float32, "module")
+            self._official = OfficialLoop(self._images, self.device)
+        else:
+            self._images = ImageEncoder(model, PRECISIONS[self.config.precision])
 
     def set_classnames(self, classnames: Sequence[str]) -> None:
         """Tune for another list of classes from now on; calls under way finish with the old one."""
@@ -83,13 +91,17 @@ class Tuner:
             ctx=ctx,
             seed=config.seed,
             tokenizer=self._tokenizer,
-            engine=config.engine,
-            precision=config.precision,
+            engine="module" if config.autocasts else config.engine,
+            precision="fp32" if config.autocasts else config.precision,
             activations=config.activations,
         )
-        text.initial()
+        if config.autocasts:
+            OfficialLoop.text(text)
+        else:
+            text.initial()
         inverse, places = _repeats(names, different, text.device) if len(different) < len(names) else (None, None)
-        captures = text.device.type == "cuda" and config.cuda_graphs and self._objective is None
+        captures = config.cuda_graphs and self._objective is None and not config.autocasts
+        captures = captures and text.device.type == "cuda"
         self._classes = Classes(names, text, inverse, places, Graphs() if captures else None)
 
     @property
@@ -262,6 +274,8 @@ class Tuner:
 
     def _loop(self, views: Tensor, classes: Classes, stages: Stages) -> Tuned:
         """All that one pass computes of B images' views [B, N, 3, S, S], without waiting for the device."""
+        if self._official is not None:
+            return self._official(views, classes, self.config, self._scale, stages)
         with stages("encode"):
             images = self._scale * self._images.encode(views.flatten(0, 1))
             images = images.view(*views.shape[:2], -1)
@@ -290,7 +304,7 @@ class Tuner:
             "ops": self._backend.name,
             "text": classes.text.engine,
             "image": self._images.engine,
-            "loop": "CUDA graph" if graphs is not None and graphs.why_eager is None else "eager",
+            "loop": "published" if self._official else "CUDA graph" if graphs and not graphs.why_eager else "eager",
             "device": str(self.device),
             "resampling": pass_order(),
         }

@@ -13,7 +13,8 @@ from .vit import VitTower
 
 class ImageEncoder:
     """The image tower of ``model`` with its weights in ``dtype``, which are shared with the model where it has that
-    type. The model itself stays as it is. Calls from several threads are safe.
+    type. The model itself stays as it is. Calls from several threads are safe. ``engine="module"`` runs the model's own
+    code in any case.
 
     Attributes:
         engine: "vit" (our own executor of open_clip's vision transformer) or "module" (the model's own code).
@@ -24,11 +25,13 @@ class ImageEncoder:
         ValueError: its images are not square.
     """
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+    def __init__(self, model: nn.Module, dtype: torch.dtype, engine: str = "auto") -> None:
         self.size = preprocessing(model).size
         self.dtype = dtype
         self._tower: VitTower | ModuleTower
         try:
+            if engine == "module":
+                raise Unsupported("engine='module' was asked for")
             self._tower = VitTower(model.visual, dtype)
             self.engine, self.why_module = "vit", None
         except Unsupported as reason:
