@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from threading import Lock
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,6 @@ from .config import TuneConfig
 from .graphs import Graphs
 from .images import load_image
 from .memory import Held, Memory, measure
-from .official import OfficialLoop
 from .prompts import check_classnames, load_ctx
 from .result import TuneResult, failed
 from .stream import stream
@@ -25,6 +24,9 @@ from .text import TextEncoder
 from .text.memory import free_bytes
 from .views import draw_boxes, make_views, pass_order
 from .vision import ImageEncoder, preprocessing
+
+if TYPE_CHECKING:
+    from .official import OfficialLoop
 
 BATCH_BYTES = 2 << 30  # of views and kept activations at once, on the CPU
 
@@ -64,16 +66,18 @@ class Tuner:
         self.preprocessing = preprocessing(model)
         self._model, self._tokenizer, self._objective = model, tokenizer, objective
         self._backend = _jit.ensure()
-        self.set_classnames(classnames)
         self._scale = model.logit_scale.detach().float().exp()
         self._official: OfficialLoop | None = None
         if self.config.autocasts:
             if objective is not None:
                 raise ValueError("objective: expected None with strict_official and fp16, which has its own")
+            from .official import OfficialLoop  # the plain algorithm's imports are slow, and nothing else needs them
+
             self._images = ImageEncoder(model, torch.float32, "module")
             self._official = OfficialLoop(self._images, self.device)
         else:
             self._images = ImageEncoder(model, PRECISIONS[self.config.precision])
+        self.set_classnames(classnames)
 
     def set_classnames(self, classnames: Sequence[str]) -> None:
         """Tune for another list of classes from now on; calls under way finish with the old one."""
@@ -95,8 +99,8 @@ class Tuner:
             precision="fp32" if config.autocasts else config.precision,
             activations=config.activations,
         )
-        if config.autocasts:
-            OfficialLoop.text(text)
+        if self._official is not None:
+            self._official.text(text)
         else:
             text.initial()
         inverse, places = _repeats(names, different, text.device) if len(different) < len(names) else (None, None)
