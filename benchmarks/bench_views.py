@@ -16,6 +16,7 @@ from tpt_fast import make_views
 from tpt_fast.demo import PHOTO_FOLDER
 from tpt_fast.images import load_image
 from tpt_fast.ops import views
+from tpt_fast.reference.views import patches
 from tpt_fast.views import CLIP_MEAN, CLIP_STD, draw_boxes, normalisation_table, view_specs
 
 VIEWS, SIZE = 63, 224
@@ -73,6 +74,19 @@ def test_pixels_are_the_published_ones():
     for box, view in zip(boxes.tolist(), make_views(PHOTO, size=SIZE, boxes=boxes)[1:], strict=True):
         crop = transforms.functional.resized_crop(PHOTO, *box[:4], [SIZE, SIZE])
         assert torch.equal(view, normalise(transforms.functional.hflip(crop) if box[4] else crop))
+
+
+@pytest.mark.parametrize("backend", ["tpt_fast", "cut by PyTorch"])
+def test_patches(benchmark, backend):
+    """The rows of a vision transformer's first matrix product, written at once or cut from the views."""
+    pixels = load_image(PHOTO).to(DEVICE)
+    run = {
+        "tpt_fast": lambda: make_views(pixels, VIEWS + 1, SIZE, patch=16),
+        "cut by PyTorch": lambda: patches(make_views(pixels, VIEWS + 1, SIZE), 16, 16),
+    }[backend]
+    assert run().shape == (VIEWS + 1, (SIZE // 16) ** 2, 3 * 16**2)
+    benchmark.extra_info.update(op="views", case=f"{VIEWS + 1} in patches of 16", backend=backend)
+    measure(benchmark, run, rounds=15, warmup_rounds=3)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

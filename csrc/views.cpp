@@ -257,11 +257,14 @@ void views_bands(const ViewsParams<T>& p, uint8_t* scratch, int64_t begin, int64
     for (int64_t c = 0; c < 3; ++c) {
       const T* table = p.table + 256 * c;
       for (int64_t y = top; y < bottom; ++y, planes += p.size) {
-        T* out = p.out + ((view * 3 + c) * p.size + y) * p.size;
-        if (spec[kFlip]) {
-          for (int64_t x = 0; x < p.size; ++x) out[x] = table[planes[p.size - 1 - x]];
-        } else {
-          for (int64_t x = 0; x < p.size; ++x) out[x] = table[planes[x]];
+        T* row = p.out + view * 3 * p.size * p.size + offset_of_row(p, c, y);
+        for (int64_t left = 0; left < p.size; left += p.patch) {
+          T* out = row + offset_of_column(p, left);
+          if (spec[kFlip]) {
+            for (int64_t x = 0; x < p.patch; ++x) out[x] = table[planes[p.size - 1 - left - x]];
+          } else {
+            for (int64_t x = 0; x < p.patch; ++x) out[x] = table[planes[left + x]];
+          }
         }
       }
     }

@@ -1,4 +1,5 @@
-// One image -> all its views: crop, Pillow's antialiased resize, window, flip, normalise.
+// One image -> all its views: crop, Pillow's antialiased resize, window, flip, normalise; as images, or cut into the
+// patches of a vision transformer, which are then the rows of its first matrix product.
 #pragma once
 
 #include "common.h"
@@ -28,6 +29,7 @@ struct ViewsGeometry {
   int64_t width;         // W
   int64_t views;         // N
   int64_t size;          // S, pixels
+  int64_t patch;         // P, side of a patch, a divisor of S; P = S leaves images whole
   // The pass order of Pillow >= 13, or that of earlier ones: see vertical_first in views_weights.h.
   bool vertical_first_when_taller;
 
@@ -42,8 +44,16 @@ struct ViewsGeometry {
 template <class T>
 struct ViewsParams : ViewsGeometry {
   const T* table;  // [3, 256] normalised value of each byte; T is any type of that size
-  T* out;          // [N, 3, S, S]
+  T* out;          // [N, (S / P)^2, 3, P, P], so [N, 3, S, S] where P = S
 };
+
+// Offset of a pixel of one view in `out`: the sum of what its channel and row, and its column, add.
+TPT_FAST_HOST_DEVICE int64_t offset_of_row(const ViewsGeometry& p, int64_t channel, int64_t y) {
+  return y / p.patch * p.size * 3 * p.patch + (channel * p.patch + y % p.patch) * p.patch;
+}
+TPT_FAST_HOST_DEVICE int64_t offset_of_column(const ViewsGeometry& p, int64_t x) {
+  return x / p.patch * 3 * p.patch * p.patch + x % p.patch;
+}
 
 struct ViewsScratch {
   int64_t columns;   // bytes; 0 if no view needs them, and views_columns need not run

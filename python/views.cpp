@@ -44,14 +44,21 @@ void check_specs(const ViewsGeometry& p) {
   }
 }
 
-// Checks, allocates the output and fills the parameters; `run` computes.
+struct Given {
+  const Tensor &image, &specs, &table;
+  int64_t size;
+  bool vertical_first;
+  std::optional<int64_t> patch;
+};
+
+// Allocates the output and fills the parameters; `run` computes.
 template <class T, class Run>
-Tensor views(const Tensor& image_in, const Tensor& specs_in, const Tensor& table_in, int64_t size, bool vertical_first,
-             Run run) {
-  const Tensor image = torch::stable::contiguous(image_in), specs = torch::stable::contiguous(specs_in),
-               table = torch::stable::contiguous(table_in);
-  const int64_t count = specs.size(0);
-  Tensor out = empty(table, {count, 3, size, size}, table.scalar_type());
+Tensor views(const Given& given, Run run) {
+  const Tensor image = torch::stable::contiguous(given.image), specs = torch::stable::contiguous(given.specs),
+               table = torch::stable::contiguous(given.table);
+  const int64_t count = specs.size(0), size = given.size, patch = given.patch.value_or(size), grid = size / patch;
+  Tensor out = given.patch ? empty(table, {count, grid * grid, 3 * patch * patch}, table.scalar_type())
+                           : empty(table, {count, 3, size, size}, table.scalar_type());
   ViewsParams<T> p{};
   p.image = image.const_data_ptr<uint8_t>();
   p.specs = specs.const_data_ptr<int32_t>();
@@ -61,7 +68,8 @@ Tensor views(const Tensor& image_in, const Tensor& specs_in, const Tensor& table
   p.width = image.size(1);
   p.views = count;
   p.size = size;
-  p.vertical_first_when_taller = vertical_first;
+  p.patch = patch;
+  p.vertical_first_when_taller = given.vertical_first;
   run(p, out);
   return out;
 }
@@ -92,7 +100,8 @@ void run_on_cpu(ViewsParams<T>& p, const Tensor& like, const Tensor& out) {
   });
 }
 
-void check(const Tensor& image, const Tensor& specs, const Tensor& table, int64_t size) {
+void check(const Given& given) {
+  const auto& [image, specs, table, size, vertical_first, patch] = given;
   check_shape(image, "image", {-1, -1, 3});
   check_dtype(image, "image", {ScalarType::Byte});
   check_shape(specs, "specs", {-1, kSpecColumns});
@@ -100,27 +109,29 @@ void check(const Tensor& image, const Tensor& specs, const Tensor& table, int64_
   check_shape(table, "table", {3, 256});
   check_dtype(table, "table", {ScalarType::Float, ScalarType::Half, ScalarType::BFloat16, ScalarType::Byte});
   check_range(size, "size", 1, 1 << 15);
+  STD_TORCH_CHECK(!patch || (*patch >= 1 && size % *patch == 0), "patch: expected a divisor of the size ", size,
+                  ", got ", patch.value_or(0));
   STD_TORCH_CHECK(image.is_cuda() == specs.is_cuda() && image.is_cuda() == table.is_cuda(),
                   "specs: expected image, specs and table on one device");
 }
 
 template <class Run>
-Tensor by_size(const Tensor& image, const Tensor& specs, const Tensor& table, int64_t size, bool vertical_first,
-               Run run) {
-  switch (table.element_size()) {
+Tensor by_size(const Given& given, Run run) {
+  switch (given.table.element_size()) {
     case 4:
-      return views<uint32_t>(image, specs, table, size, vertical_first, run);
+      return views<uint32_t>(given, run);
     case 2:
-      return views<uint16_t>(image, specs, table, size, vertical_first, run);
+      return views<uint16_t>(given, run);
     default:
-      return views<uint8_t>(image, specs, table, size, vertical_first, run);
+      return views<uint8_t>(given, run);
   }
 }
 
-Tensor views_cpu(const Tensor& image, const Tensor& specs, const Tensor& table, int64_t size, bool vertical_first) {
-  check(image, specs, table, size);
-  return by_size(image, specs, table, size, vertical_first,
-                 [&](auto& p, const Tensor& out) { run_on_cpu(p, image, out); });
+Tensor views_cpu(const Tensor& image, const Tensor& specs, const Tensor& table, int64_t size, bool vertical_first,
+                 std::optional<int64_t> patch) {
+  const Given given{image, specs, table, size, vertical_first, patch};
+  check(given);
+  return by_size(given, [&](auto& p, const Tensor& out) { run_on_cpu(p, image, out); });
 }
 
 #ifdef TPT_FAST_CUDA
@@ -134,13 +145,14 @@ void run_on_cuda(ViewsParams<T>& p, const Tensor& like, const OnDevice& device) 
   check_launch(launch_views(p, device.stream()), "views");
 }
 
-Tensor views_cuda(const Tensor& image, const Tensor& specs, const Tensor& table, int64_t size, bool vertical_first) {
-  check(image, specs, table, size);
+Tensor views_cuda(const Tensor& image, const Tensor& specs, const Tensor& table, int64_t size, bool vertical_first,
+                  std::optional<int64_t> patch) {
+  const Given given{image, specs, table, size, vertical_first, patch};
+  check(given);
   const OnDevice device(image);
   check_device(specs, "specs", image);
   check_device(table, "table", image);
-  return by_size(image, specs, table, size, vertical_first,
-                 [&](auto& p, const Tensor&) { run_on_cuda(p, image, device); });
+  return by_size(given, [&](auto& p, const Tensor&) { run_on_cuda(p, image, device); });
 }
 #endif
 

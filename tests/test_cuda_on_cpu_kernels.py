@@ -85,8 +85,10 @@ def test_views(shim, dtype, vertical_first):
     image[100:] = (image[100:] > 127) * 255  # over- and undershoots
     table = torch.arange(256).expand(3, 256).to(dtype).contiguous()
     specs = torch.tensor(SPECS, dtype=torch.int32)
-    (got,) = in_every_order(shim, lambda: [ops.views(image, specs, table, 40, vertical_first)])
-    assert torch.equal(got, reference_views(image, specs, table, 40, vertical_first))
+    for patch in (None, 8):
+        given = image, specs, table, 40, vertical_first, patch
+        (got,) = in_every_order(shim, lambda: [ops.views(*given)])  # noqa: B023 - called at once
+        assert torch.equal(got, reference_views(*given))
 
 
 # Rows held in registers up to 768 and up to 1536, longer ones, and such as no vector fits.

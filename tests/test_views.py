@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torch.nn.functional import unfold
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms import functional as F
 
@@ -112,6 +113,21 @@ def test_bicubic_boxes_with_windows_equal_the_reference():
         assert torch.equal(views(image, specs, BYTES, 48, order), reference(image, specs, BYTES, 48, order))
 
 
+@pytest.mark.parametrize("patch", [1, 7, 14, 16, 112])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.float32])
+def test_patches_are_cut_from_the_views(patch, dtype):
+    image = noise(130, 150)
+    specs = view_specs(130, 150, random_boxes(130, 150, 3), 112)
+    assert specs[:, 8].any()  # mirrored
+    table = BYTES.to(dtype)
+    whole = views(image, specs, table, 112, INSTALLED_IS_13)
+    got = views(image, specs, table, 112, INSTALLED_IS_13, patch)
+    assert got.shape == (4, (112 // patch) ** 2, 3 * patch**2)
+    # torch's own unfold has the channels first in each patch too.
+    assert torch.equal(got.float(), unfold(whole.float(), patch, stride=patch).transpose(1, 2))
+    assert torch.equal(got, reference(image, specs, table, 112, INSTALLED_IS_13, patch))
+
+
 def test_twelve_megapixels():
     image = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3000, 4000, 3), dtype=np.uint8))
     assert_equals_pil(image, random_boxes(3000, 4000, 2), 224)
@@ -181,7 +197,8 @@ def test_no_views():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8])
 def test_opcheck(dtype):
     specs = view_specs(40, 30, draw_boxes(40, 30, 2), 16)
-    torch.library.opcheck(torch.ops.tpt_fast.views, (noise(40, 30), specs, BYTES.to(dtype), 16, True))
+    for patch in (None, 4):
+        torch.library.opcheck(torch.ops.tpt_fast.views, (noise(40, 30), specs, BYTES.to(dtype), 16, True, patch))
 
 
 # Drawing
@@ -329,6 +346,8 @@ def test_specs_out_of_range(op, column, value, message):
         ({"table": BYTES[:2]}, ValueError, "table: expected shape [3, 256], got [2, 256]"),
         ({"table": BYTES.double()}, TypeError, "table: expected torch.float32 or"),
         ({"size": 0}, ValueError, "size: expected 1 to 32768, got 0"),
+        ({"patch": 3}, ValueError, "patch: expected a divisor of the size 4, got 3"),
+        ({"patch": 0}, ValueError, "patch: expected a divisor of the size 4, got 0"),
     ],
 )
 def test_arguments_of_another_kind(arguments, error, message):

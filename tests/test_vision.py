@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from tpt_fast.views import CLIP_MEAN, CLIP_STD
+from tpt_fast.demo import PHOTO_FOLDER
+from tpt_fast.views import CLIP_MEAN, CLIP_STD, make_views
 from tpt_fast.vision import ImageEncoder, preprocessing
 from tpt_fast.vision.module import PooledQuery
 
@@ -162,6 +163,26 @@ def test_groups_of_views_do_not_matter(monkeypatch):
     torch.testing.assert_close(encoder.encode(views), whole, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("name", ["gelu", "patch bias"])
+def test_views_that_come_cut_into_patches(name):
+    model = MODELS[name]()
+    encoder, photo = ImageEncoder(model, torch.float32), PHOTO_FOLDER / "cat.jpg"
+    assert encoder.patch == 8
+    views, cut = (make_views(photo, 5, 32, patch=patch) for patch in (None, encoder.patch))
+    assert cut.shape == (5, 16, 192)
+    assert torch.equal(encoder.whole(cut), views)
+    assert torch.equal(encoder.encode(cut), encoder.encode(views))
+    convolved = model.visual.conv1(views).flatten(2).transpose(1, 2)
+    weight, bias = model.visual.conv1.weight.flatten(1), model.visual.conv1.bias
+    torch.testing.assert_close(nn.functional.linear(cut, weight, bias), convolved, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["patches that leave a margin", "is a ModifiedResNet"])
+def test_views_that_must_come_whole(name):
+    encoder = ImageEncoder({**MODELS, **OTHERS}[name](), torch.float32)
+    assert encoder.patch is None
+
+
 def test_strided_and_few_views():
     model = small()
     encoder = ImageEncoder(model, torch.float32)
@@ -192,7 +213,7 @@ def test_pooled_query_is_the_first_of_all():
 
 def test_views_of_another_shape():
     encoder = ImageEncoder(small(), torch.float32)
-    with pytest.raises(ValueError, match=r"views: expected \[N, 3, 32, 32\], got \[2, 3, 16, 16\]"):
+    with pytest.raises(ValueError, match=r"views: expected \[N, 3, 32, 32\] or \[N, 16, 192\], got \[2, 3, 16, 16\]"):
         encoder.encode(torch.zeros(2, 3, 16, 16))
     with pytest.raises(ValueError, match=r"got \[3, 32, 32\]"):
         encoder.encode(torch.zeros(3, 32, 32))

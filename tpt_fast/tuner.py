@@ -244,7 +244,13 @@ class Tuner:
                 # None stands for torch's global generator, from which the published code draws.
                 seed = None if self.config.strict_official else self.config.seed
                 boxes = draw_boxes(pixels.shape[0], pixels.shape[1], self.config.n_views - 1, seed=seed)
-            views = make_views(pixels.to(self.device), boxes=boxes, **self.preprocessing._asdict())
+            views = make_views(
+                pixels.to(self.device),
+                boxes=boxes,
+                dtype=self._images.dtype,
+                patch=self._images.patch,
+                **self.preprocessing._asdict(),
+            )
         return Prepared(views, stages.seconds)
 
     @torch.no_grad()
@@ -253,7 +259,7 @@ class Tuner:
         classes, stages = self._classes, Stages()
         for each in prepared:
             stages.add(each.seconds)
-        views = torch.stack([each.views for each in prepared])
+        views = prepared[0].views[None] if len(prepared) == 1 else torch.stack([each.views for each in prepared])
         if classes.graphs is None:
             tuned = self._loop(views, classes, stages)
         else:
@@ -271,13 +277,13 @@ class Tuner:
                 timings=dict(timings),
                 engines=self._engines(classes),
                 text=classes.text.describe(),
-                views=each.views.float().cpu() if keep_views else None,
+                views=self._images.whole(each.views).float().cpu() if keep_views else None,
             )
             for each, row in zip(prepared, rows, strict=True)
         ]
 
     def _loop(self, views: Tensor, classes: Classes, stages: Stages) -> Tuned:
-        """All that one pass computes of B images' views [B, N, 3, S, S], without waiting for the device."""
+        """All that one pass computes of B images' views [B, N, ...], without waiting for the device."""
         if self._official is not None:
             return self._official(views, classes, self.config, self._scale, stages)
         with stages("encode"):
@@ -294,7 +300,7 @@ class Tuner:
     def _at_once(self) -> int:
         """How many images fit in memory together: their views, twice in passing, and what further steps keep."""
         size, text = self.preprocessing.size, self._classes.text
-        bytes_each = 2 * 4 * 3 * self.config.n_views * size**2
+        bytes_each = 2 * self._images.dtype.itemsize * 3 * self.config.n_views * size**2
         if self.config.steps > 1:
             bytes_each += text.describe()["kept_bytes"]
         budget = free_bytes(text.device) // 3
@@ -326,7 +332,8 @@ def _repeats(names: Sequence[str], different: list[str], device: torch.device) -
 
 
 class Prepared(NamedTuple):
-    """One image's views [N, 3, S, S], and the seconds of each stage that made them."""
+    """One image's views as the image tower reads them, [N, 3, S, S] or cut into patches, and the seconds of each stage
+    that made them."""
 
     views: Tensor
     seconds: dict[str, float]

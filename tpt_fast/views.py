@@ -272,6 +272,7 @@ def make_views(
     generator: torch.Generator | None = None,
     device: torch.device | str | None = None,
     order: str | None = None,
+    patch: int | None = None,
 ) -> Tensor:
     """The views of test-time prompt tuning: view 0 the plain preprocessed image, the others random crops and flips.
 
@@ -293,9 +294,10 @@ def make_views(
             (:func:`draw_specs`), without waiting for it, where the views are made on that GPU.
         device: where the views are made; the image's own device by default, which is the CPU unless it is a tensor.
         order: "pillow-12" or "pillow-13", see :func:`pass_order`; None follows the installed Pillow.
+        patch: P, a divisor of S, to have the views cut into the patches of a vision transformer.
 
     Returns:
-        [N, 3, S, S] in ``dtype``.
+        [N, 3, S, S] in ``dtype``; with ``patch`` [N, (S / P)^2, 3 P^2], see :func:`tpt_fast.ops.views.views`.
 
     Raises:
         ValueError: an argument out of range, a box outside the image, or an image that cannot be used.
@@ -323,4 +325,4 @@ def make_views(
             boxes = draw_boxes(height, width, n_views - 1, seed=seed, generator=generator)
         specs = view_specs(height, width, torch.as_tensor(boxes), size).to(pixels.device, non_blocking=True)
     table = normalisation_table(tuple(mean), tuple(std), dtype, pixels.device)
-    return views(pixels, specs, table, size, order == "pillow-13")
+    return views(pixels, specs, table, size, order == "pillow-13", patch)

@@ -40,7 +40,7 @@ void views(const py::kwargs& values) {
   p.weights = a.data<int32_t>("weights");
   p.pixels = a.data<uint32_t>("pixels");
   p.out = a.data<T>("out");
-  a.integers("sizes", p.height, p.width, p.views, p.size, p.max_taps);
+  a.integers("sizes", p.height, p.width, p.views, p.size, p.patch, p.max_taps);
   p.vertical_first_when_taller = a.flag("vertical_first");
   a.check(launch_views(p, nullptr));
 }

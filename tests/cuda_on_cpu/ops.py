@@ -68,10 +68,18 @@ def objective(logits: Tensor, n_selected: int, selected: Tensor | None = None) -
     return results if batched else tuple(t[0] for t in results)
 
 
-def views(image: Tensor, specs: Tensor, table: Tensor, size: int, vertical_first_when_taller: bool = True) -> Tensor:
+def views(
+    image: Tensor,
+    specs: Tensor,
+    table: Tensor,
+    size: int,
+    vertical_first_when_taller: bool = True,
+    patch: int | None = None,
+) -> Tensor:
     (height, width, _), count = image.shape, len(specs)
     taps = build.load().views_max_taps(height, width, size)
-    out = torch.full((count, 3, size, size), torch.nan if table.is_floating_point() else 0, dtype=table.dtype)
+    shape = (3, size, size) if patch is None else ((size // patch) ** 2, 3 * patch**2)
+    out = torch.full((count, *shape), torch.nan if table.is_floating_point() else 0, dtype=table.dtype)
     _call(
         f"views_{table.element_size()}",
         image=_dense(image),
@@ -80,7 +88,7 @@ def views(image: Tensor, specs: Tensor, table: Tensor, size: int, vertical_first
         weights=_unwritten(count, 2, size, 2 + taps, dtype=torch.int32),
         pixels=_unwritten(height, width, dtype=torch.int32),
         out=out,
-        sizes=(height, width, count, size, taps),
+        sizes=(height, width, count, size, patch or size, taps),
         vertical_first=vertical_first_when_taller,
     )
     return out

@@ -12,14 +12,17 @@ from ._library import define
 SPEC_COLUMNS = 10
 
 define(
-    "views(Tensor image, Tensor specs, Tensor table, int size, bool vertical_first_when_taller=True) -> Tensor",
+    "views(Tensor image, Tensor specs, Tensor table, int size, bool vertical_first_when_taller=True,"
+    " int? patch=None) -> Tensor",
     reference,
 )
 
 
 @torch.library.register_fake("tpt_fast::views")
-def _fake(image: Tensor, specs: Tensor, table: Tensor, size: int, vertical_first_when_taller: bool = True):
-    return table.new_empty(specs.shape[0], 3, size, size)
+def _fake(image, specs, table, size, vertical_first_when_taller=True, patch=None):
+    if patch is None:
+        return table.new_empty(specs.shape[0], 3, size, size)
+    return table.new_empty(specs.shape[0], (size // patch) ** 2, 3 * patch**2)
 
 
 def _check(name: str, tensor: Tensor, shape: tuple[str | int, ...], dtypes: tuple[torch.dtype, ...]) -> None:
@@ -31,7 +34,14 @@ def _check(name: str, tensor: Tensor, shape: tuple[str | int, ...], dtypes: tupl
         raise TypeError(f"{name}: expected {' or '.join(map(str, dtypes))}, got {tensor.dtype}")
 
 
-def views(image: Tensor, specs: Tensor, table: Tensor, size: int, vertical_first_when_taller: bool = True) -> Tensor:
+def views(
+    image: Tensor,
+    specs: Tensor,
+    table: Tensor,
+    size: int,
+    vertical_first_when_taller: bool = True,
+    patch: int | None = None,
+) -> Tensor:
     """All views of one image, equal to the bit to torchvision's transforms of the PIL image.
 
     Args:
@@ -49,9 +59,11 @@ def views(image: Tensor, specs: Tensor, table: Tensor, size: int, vertical_first
             ``height > out_height`` and ``height - out_height > 2 * (width - out_width)``. False: the order before
             Pillow 13, which does so only where ``height > out_height`` and ``height > 100 * width``. Both passes round
             to bytes, so the order shows in the last bit.
+        patch: P, a divisor of S: write the views cut into patches of P x P, row by row, channels first in each: the
+            rows of the matrix product in which a vision transformer's convolution of that size and stride consists.
 
     Returns:
-        [N, 3, S, S] in the type of ``table``.
+        [N, 3, S, S] in the type of ``table``; with ``patch`` [N, (S / P)^2, 3 P^2].
 
     Raises:
         ValueError: a shape or a size out of range.
@@ -63,10 +75,12 @@ def views(image: Tensor, specs: Tensor, table: Tensor, size: int, vertical_first
     _check("table", table, (3, 256), (torch.float32, torch.float16, torch.bfloat16, torch.uint8))
     if not 1 <= size <= 1 << 15:
         raise ValueError(f"size: expected 1 to 32768, got {size}")
+    if patch is not None and (patch < 1 or size % patch):
+        raise ValueError(f"patch: expected a divisor of the size {size}, got {patch}")
     if not image.device == specs.device == table.device:
         raise ValueError(
             f"specs: expected image, specs and table on one device, got {image.device}, {specs.device} "
             f"and {table.device}"
         )
     _jit.ensure()
-    return torch.ops.tpt_fast.views(image, specs, table, size, vertical_first_when_taller)
+    return torch.ops.tpt_fast.views(image, specs, table, size, vertical_first_when_taller, patch)

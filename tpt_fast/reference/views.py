@@ -90,7 +90,20 @@ def _check(image: Tensor, specs: list[list[int]], size: int) -> None:
             raise ValueError(f"specs: expected filter 0 or 1, got {filter} in row {row}")
 
 
-def views(image: Tensor, specs: Tensor, table: Tensor, size: int, vertical_first_when_taller: bool = True) -> Tensor:
+def patches(views: Tensor, height: int, width: int) -> Tensor:
+    """[N, C, H, W] -> [N, H / height * W / width, C * height * width]: patch by patch, channels first in each."""
+    cut = views.unflatten(-1, (-1, width)).unflatten(-3, (-1, height))  # [N, C, rows, height, columns, width]
+    return cut.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+
+
+def views(
+    image: Tensor,
+    specs: Tensor,
+    table: Tensor,
+    size: int,
+    vertical_first_when_taller: bool = True,
+    patch: int | None = None,
+) -> Tensor:
     """Definition of :func:`tpt_fast.ops.views`, with the same arguments."""
     rows = specs.tolist()
     _check(image, rows, size)
@@ -98,4 +111,4 @@ def views(image: Tensor, specs: Tensor, table: Tensor, size: int, vertical_first
     for row, spec in enumerate(rows):
         pixels = _view(image, spec, size, vertical_first_when_taller)
         out[row] = table.gather(1, pixels.flatten(1).long()).unflatten(1, (size, size))
-    return out
+    return out if patch is None else patches(out, patch, patch)

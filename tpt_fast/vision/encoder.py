@@ -17,6 +17,7 @@ class ImageEncoder:
     code in any case.
 
     Attributes:
+        patch: side P of the patches into which views for :meth:`encode` may come cut already; None if they may not.
         engine: "vit" (our own executor of open_clip's vision transformer) or "module" (the model's own code).
         why_module: why the model's own code runs; None with "vit".
 
@@ -28,12 +29,16 @@ class ImageEncoder:
     def __init__(self, model: nn.Module, dtype: torch.dtype, engine: str = "auto") -> None:
         self.size = preprocessing(model).size
         self.dtype = dtype
+        self.patch: int | None = None
         self._tower: VitTower | ModuleTower
         try:
             if engine == "module":
                 raise Unsupported("engine='module' was asked for")
             self._tower = VitTower(model.visual, dtype)
             self.engine, self.why_module = "vit", None
+            height, width = self._tower.patch
+            if height == width and self.size % height == 0:
+                self.patch = height
         except Unsupported as reason:
             self._tower = ModuleTower(model.visual, dtype)
             self.engine, self.why_module = "module", str(reason)
@@ -43,7 +48,8 @@ class ImageEncoder:
         """Features of length 1.
 
         Args:
-            views: [N, 3, S, S] floating point, normalised, on the model's device.
+            views: [N, 3, S, S] floating point, normalised, on the model's device; or cut into patches,
+                [N, (S / P)^2, 3 P^2], as :func:`tpt_fast.make_views` makes them with ``patch``.
 
         Returns:
             [N, D] float32 (float64 for a float64 tower).
@@ -51,7 +57,21 @@ class ImageEncoder:
         Raises:
             ValueError: views of another shape.
         """
-        if views.dim() != 4 or views.shape[1:] != (3, self.size, self.size):
-            raise ValueError(f"views: expected [N, 3, {self.size}, {self.size}], got {list(views.shape)}")
+        if views.shape[1:] not in self._shapes():
+            expected = " or ".join(f"[N, {', '.join(map(str, shape))}]" for shape in self._shapes())
+            raise ValueError(f"views: expected {expected}, got {list(views.shape)}")
         features = self._tower.encode(views.to(self.dtype))
         return nn.functional.normalize(features.to(accumulation_dtype(self.dtype)), dim=-1)
+
+    def whole(self, views: Tensor) -> Tensor:
+        """[N, 3, S, S] of views that may be cut into patches."""
+        if views.dim() == 4:
+            return views
+        grid, patch = self.size // self.patch, self.patch
+        cut = views.unflatten(-1, (3, patch, patch)).unflatten(1, (grid, grid))
+        return cut.permute(0, 3, 1, 4, 2, 5).reshape(len(views), 3, self.size, self.size)
+
+    def _shapes(self) -> list[tuple[int, ...]]:
+        """What a view may look like."""
+        size, patch = self.size, self.patch
+        return [(3, size, size), *([((size // patch) ** 2, 3 * patch**2)] if patch else [])]

@@ -17,6 +17,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from ..adapters import Norm, Unsupported, accumulation_dtype, read_blocks, read_norm
 from ..ops.add_layer_norm import add_layer_norm
 from ..ops.bias_act import bias_act
+from ..reference.views import patches
 
 ROWS_A_THREAD = 800  # of a group of views on the CPU
 
@@ -32,7 +33,7 @@ class VitTower:
         if reason := _unsupported(visual):
             raise Unsupported(reason)
         conv, wide = visual.conv1, accumulation_dtype(dtype)
-        self._patch, self._grid = visual.patch_size, visual.grid_size
+        self.patch, self._grid = visual.patch_size, visual.grid_size
         self._embed = conv.weight.detach().to(dtype).flatten(1)
         position = visual.positional_embedding.detach().to(wide)
         self._first = (position[0] + visual.class_embedding.detach()).to(dtype)
@@ -46,7 +47,7 @@ class VitTower:
         self._projection = None if visual.proj is None else visual.proj.detach().to(dtype)
 
     def encode(self, views: Tensor) -> Tensor:
-        """[N, 3, S, S] in the storage type -> [N, D], not normalised."""
+        """[N, 3, S, S], or [N, patches, 3 * height * width], in the storage type -> [N, D], not normalised."""
         at_once = len(views)
         if views.device.type == "cpu":
             at_once = max(1, ROWS_A_THREAD * torch.get_num_threads() // (len(self._position) + 1))
@@ -79,13 +80,14 @@ class VitTower:
 
     def _tokens(self, views: Tensor) -> Tensor:
         """[N, 1 + patches, W]: the class token and the patches, at their positions."""
-        (height, width), (rows, columns) = self._patch, self._grid
-        views = views[:, :, : rows * height, : columns * width]
-        cut = views.reshape(len(views), 3, rows, height, columns, width).permute(0, 2, 4, 1, 3, 5)
-        patches = cut.reshape(len(views) * rows * columns, 3 * height * width) @ self._embed.t()
-        tokens = patches.new_empty(len(views), 1 + rows * columns, patches.shape[1])
+        if views.dim() == 4:
+            (height, width), (rows, columns) = self.patch, self._grid
+            views = patches(views[:, :, : rows * height, : columns * width], height, width)
+        embedded = views @ self._embed.t()
+        n, count, width = embedded.shape
+        tokens = embedded.new_empty(n, 1 + count, width)
         tokens[:, 0] = self._first
-        torch.add(patches.view(len(views), *self._position.shape), self._position, out=tokens[:, 1:])
+        torch.add(embedded, self._position, out=tokens[:, 1:])
         return tokens
 
 
