@@ -42,6 +42,7 @@ def test_at_least_one_view_is_kept_unless_official():
         ({"ctx": [1.0]}, TypeError, "ctx: expected a tensor or the path of a CoOp checkpoint, got list"),
         ({"precision": "int8"}, ValueError, "precision: expected one of fp32, fp16, bf16, got 'int8'"),
         ({"seed": -1}, ValueError, "seed: expected 0 or more, got -1"),
+        ({"decoder": "jpeg"}, ValueError, "decoder: expected one of pillow, torchvision, got 'jpeg'"),
         ({"engine": "magic"}, ValueError, "engine: expected one of auto, packed, module, got 'magic'"),
     ],
 )

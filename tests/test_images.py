@@ -2,11 +2,13 @@
 
 import io
 import re
+import sys
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.io import ImageReadMode, decode_jpeg, read_file
 
 from tpt_fast.images import load_image
 
@@ -51,6 +53,41 @@ def test_exif_orientation_is_left_alone(tmp_path):
     path = tmp_path / "turned.jpg"
     path.write_bytes(jpeg(exif=exif))
     assert load_image(path).shape == (48, 64, 3)
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}])
+def test_torchvision_decodes_jpeg_files(tmp_path, options):
+    path = tmp_path / "picture.jpg"
+    path.write_bytes(jpeg(**options))
+    got = load_image(path, "torchvision")
+    assert (got.dtype, got.shape, got.is_contiguous()) == (torch.uint8, (48, 64, 3), True)
+    assert torch.equal(got, decode_jpeg(read_file(str(path)), ImageReadMode.RGB).permute(1, 2, 0))
+    assert (got.float() - load_image(path)).abs().mean() < 2  # they round differently
+
+
+def test_what_torchvision_cannot_decode_pillow_does(tmp_path):
+    path = tmp_path / "picture.png"
+    Image.fromarray(PIXELS.numpy()).save(path)
+    assert torch.equal(load_image(path, "torchvision"), PIXELS)
+    path = tmp_path / "grey.jpg"
+    Image.fromarray(PIXELS.numpy()[..., 0]).save(path, quality=100)
+    assert load_image(path, "torchvision").shape == (6, 5, 3)
+    path.write_bytes(jpeg()[:900])
+    with pytest.raises(ValueError, match=r"image: .*grey\.jpg is damaged or truncated"):
+        load_image(path, "torchvision")
+    with pytest.raises(FileNotFoundError, match="image: cannot read"):
+        load_image(tmp_path / "nowhere.jpg", "torchvision")
+    assert torch.equal(load_image(PIXELS, "torchvision"), PIXELS)
+
+
+def test_a_decoder_that_is_missing_or_unknown(tmp_path, monkeypatch):
+    path = tmp_path / "picture.jpg"
+    path.write_bytes(jpeg())
+    with pytest.raises(ValueError, match="decoder: expected one of pillow, torchvision, got 'nvjpeg'"):
+        load_image(path, "nvjpeg")
+    monkeypatch.setitem(sys.modules, "torchvision.io", None)
+    with pytest.raises(ImportError, match=r"decoder: 'torchvision' needs torchvision\.io\.decode_jpeg"):
+        load_image(path, "torchvision")
 
 
 @pytest.mark.parametrize("kind", [torch.Tensor.numpy, lambda x: x], ids=["array", "tensor"])

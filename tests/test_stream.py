@@ -5,6 +5,9 @@ import itertools
 import math
 import signal
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import open_clip
 import pytest
@@ -12,7 +15,7 @@ import torch
 
 from tpt_fast import TuneConfig, Tuner
 from tpt_fast.demo import PHOTO_FOLDER
-from tpt_fast.stream import THREAD_NAMES
+from tpt_fast.stream import THREAD_NAMES, Beside
 
 NAMES = ["cat", "dog", "goldfish"]
 PHOTO = PHOTO_FOLDER / "cat.jpg"
@@ -123,6 +126,34 @@ def test_views_of_the_next_image_are_made_while_this_one_runs(tuner, images, mon
     monkeypatch.setattr(tuner, "_prepare", prepare_and_tell)
     monkeypatch.setattr(tuner, "_tune", tune_when_the_second_is_there)
     assert len(list(tuner.map(images[:3], workers=1))) == 3
+
+
+def test_on_cuda_views_are_made_on_a_stream_of_their_own(tuner, images, monkeypatch):
+    """With a stand-in for CUDA's streams: what waits for what. ``test_tuner_on_cuda.py`` has the real ones."""
+    said, mine = [], threading.get_ident()
+
+    class Stream:
+        def __init__(self, name):
+            self.name = name
+
+        def record_event(self):
+            said.append(("record", self.name, threading.get_ident() == mine))
+            return SimpleNamespace(name=self.name, synchronize=lambda: said.append(("synchronize", self.name)))
+
+        def wait_event(self, event):
+            said.append(("wait", self.name, event.name))
+
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: Stream("beside"))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream("caller's"))
+    monkeypatch.setattr(torch.cuda, "stream", nullcontext)
+    beside = Beside(torch.device("cuda"))
+    task = beside.task(lambda image: said.append("prepare") or tuner._prepare(image), images[0])
+    assert said == [("record", "caller's", True)]
+    with ThreadPoolExecutor(1) as pool:
+        prepared = pool.submit(task).result()
+    assert torch.equal(prepared.views, tuner._prepare(images[0]).views)
+    rest = [("wait", "beside", "caller's"), "prepare", ("record", "beside", False), ("synchronize", "beside")]
+    assert said[1:] == rest
 
 
 def test_closing_early_and_forgetting_leave_no_thread(tuner, images):

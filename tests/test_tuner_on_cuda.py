@@ -1,6 +1,7 @@
 """The whole loop on a GPU: its answers are the CPU's, a captured loop's bits are the eager ones, and nothing waits."""
 
 import gc
+from concurrent.futures import ThreadPoolExecutor
 
 import open_clip
 import pytest
@@ -9,6 +10,8 @@ import torch
 from tpt_fast import TuneConfig, Tuner
 from tpt_fast.batch import Stages
 from tpt_fast.demo import PHOTO_FOLDER
+from tpt_fast.images import load_image
+from tpt_fast.stream import Beside
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 
@@ -91,6 +94,47 @@ def test_batches_and_streams(model):
         for one, two in zip(graphed.tune_batch(photos), one_by_one, strict=True):
             assert one.selected.tolist() == two.selected.tolist()
             torch.testing.assert_close(one.logits, two.logits, rtol=1e-4, atol=1e-3)
+
+
+def test_the_next_images_views_are_made_while_this_one_runs(model):
+    """The caller's stream is busy for a long time; what the worker waits for has to be done long before that ends."""
+    graphed, beside = tuner(model), Beside(torch.device("cuda"))
+    want = graphed._prepare(PHOTO).views
+    task = beside.task(graphed._prepare, PHOTO)
+    busy, end = torch.cuda.Event(), torch.cuda.Event()
+    busy.record()
+    torch.cuda._sleep(1_000_000_000)  # about half a second
+    end.record()
+    with ThreadPoolExecutor(1) as pool:
+        prepared = pool.submit(task).result()
+    assert busy.query()
+    assert not end.query()
+    beside.hand_over(prepared.views)
+    assert torch.equal(prepared.views, want)
+
+
+def test_images_on_the_device_are_waited_for(model):
+    graphed, image = tuner(model), torch.zeros(300, 400, 3, dtype=torch.uint8, device="cuda")
+    final = torch.randint(0, 256, image.shape, dtype=torch.uint8, device="cuda")
+    want = graphed(final)
+    torch.cuda.synchronize()
+
+    def images():
+        torch.cuda._sleep(20_000_000)  # about 10 ms
+        image.copy_(final)
+        yield image
+
+    (got,) = graphed.map(images())
+    same_bits(got, want)
+
+
+def test_jpeg_files_are_decoded_on_the_device(model):
+    pixels = load_image(PHOTO, "torchvision", "cuda")
+    assert pixels.is_cuda
+    assert pixels.shape == load_image(PHOTO).shape
+    assert (pixels.cpu().float() - load_image(PHOTO)).abs().mean() < 2
+    results = list(tuner(model, decoder="torchvision").map([PHOTO] * 3))
+    assert [result.status for result in results] == ["tuned"] * 3
 
 
 def test_half_types_agree_with_float32(model):

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from .images import DECODERS
+
 PRECISIONS = ("fp32", "fp16", "bf16")
 ENGINES = ("auto", "packed", "module")
 ACTIVATIONS = ("keep", "recompute")
@@ -51,6 +53,9 @@ class TuneConfig:
     takes "packed" where it is exact."""
     activations: str = "keep"
     """"keep" the text tower's activations for the backward pass, as far as memory allows, or "recompute" them."""
+    decoder: str = "pillow"
+    """What decodes JPEG files: "pillow", as published, or "torchvision" on the model's device, which on a GPU is faster
+    and rounds differently."""
     cuda_graphs: bool = True
     """On CUDA, capture the loop once for each number of images at a time and replay it; not with an own objective."""
 
@@ -70,6 +75,7 @@ class TuneConfig:
         _integer("seed", self.seed, 0)
         _choice("engine", self.engine, ENGINES)
         _choice("activations", self.activations, ACTIVATIONS)
+        _choice("decoder", self.decoder, DECODERS)
         if not isinstance(self.cuda_graphs, bool):
             raise TypeError(f"cuda_graphs: expected True or False, got {type(self.cuda_graphs).__name__}")
         if self.autocasts and self.engine == "packed":

@@ -10,8 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+DECODERS = ("pillow", "torchvision")
+_JPEG = b"\xff\xd8\xff"  # how every JPEG file begins
 
-def load_image(image: Any) -> Tensor:
+
+def load_image(image: Any, decoder: str = "pillow", device: torch.device | str = "cpu") -> Tensor:
     """The picture as bytes, as the published code loads it: converted to RGB, its EXIF orientation not applied.
 
     Args:
@@ -22,18 +25,25 @@ def load_image(image: Any) -> Tensor:
             - a NumPy array or a tensor, [H, W, 3], [3, H, W], or [H, W] for grey. A last dimension of 3 is the colour,
               so [3, W, 3] is read as three rows of pixels. uint8 0..255, or floating point in [0, 1], which is rounded
               to the nearest of 256 levels.
+        decoder: of JPEG files: "pillow", or "torchvision" on ``device``, which on a GPU is nvJPEG; that rounds
+            differently. What torchvision cannot decode, and any other file, Pillow does.
+        device: where "torchvision" decodes.
 
     Returns:
-        uint8 [H, W, 3], contiguous, on the tensor's device (else the CPU). It may share memory with ``image``.
+        uint8 [H, W, 3], contiguous, on the tensor's device or where it was decoded. It may share memory with ``image``.
 
     Raises:
         OSError: a path that cannot be read (FileNotFoundError, PermissionError ...).
         ValueError: an empty, truncated or otherwise undecodable file, a wrong number of channels, no pixels, or
-            floating point outside [0, 1].
+            floating point outside [0, 1]; another ``decoder``.
         TypeError: none of the types above.
+        ImportError: "torchvision" was asked for and is missing.
     """
+    if decoder not in DECODERS:
+        raise ValueError(f"decoder: expected one of {', '.join(DECODERS)}, got {decoder!r}")
     if isinstance(image, (str, os.PathLike)):
-        return _from_file(Path(image))
+        decoded = _by_torchvision(Path(image), device) if decoder == "torchvision" else None
+        return _from_file(Path(image)) if decoded is None else decoded
     if isinstance(image, np.ndarray):
         if image.dtype.kind == "f":
             image = image.astype(np.float64 if image.dtype.itemsize > 4 else np.float32)
@@ -65,6 +75,22 @@ def _from_file(path: Path) -> Tensor:
                 raise ValueError(f"image: {path} is damaged or truncated ({error})") from error
     except OSError as error:
         raise OSError(error.errno, f"image: cannot read {path}: {error.strerror}") from error
+
+
+def _by_torchvision(path: Path, device: torch.device | str) -> Tensor | None:
+    """The JPEG file at ``path``; None where there is none that torchvision can decode."""
+    try:
+        from torchvision.io import ImageReadMode, decode_jpeg
+    except ImportError as error:
+        raise ImportError(f"decoder: 'torchvision' needs torchvision.io.decode_jpeg ({error})") from error
+    try:
+        content = path.read_bytes()
+        if not content.startswith(_JPEG):
+            return None
+        pixels = decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8), ImageReadMode.RGB, device)
+        return pixels.permute(1, 2, 0).contiguous()
+    except (OSError, RuntimeError):  # Pillow says what is wrong with it, or reads it after all
+        return None
 
 
 def _from_pil(image: Any) -> Tensor:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from .result import TuneResult
 
@@ -22,14 +23,16 @@ def stream(tuner: Tuner, images: Iterable, workers: int, keep_views: bool) -> It
     """See :meth:`Tuner.map`. Images are taken from ``images`` in the caller's thread: it need not be thread-safe."""
     images, ended = iter(images), None
     ahead: deque[Future[Prepared]] = deque()
-    prepare = _on_the_callers_stream(tuner)
+    beside = Beside(tuner.device) if tuner.device.type == "cuda" else None
     executor = ThreadPoolExecutor(workers, THREAD_NAMES)
 
     def fill() -> None:
         nonlocal ended
         while ended is None and len(ahead) <= workers:  # one for each worker, and one that is ready
             try:
-                ahead.append(executor.submit(prepare, next(images)))
+                image = next(images)
+                task = beside.task(tuner._prepare, image) if beside else partial(tuner._prepare, image)
+                ahead.append(executor.submit(task))
             except Exception as error:  # results that are under way come first
                 ended = error
 
@@ -39,6 +42,8 @@ def stream(tuner: Tuner, images: Iterable, workers: int, keep_views: bool) -> It
             views = ahead.popleft()
             error = views.exception()
             fill()  # the workers go on while this one runs
+            if error is None and beside:
+                beside.hand_over(views.result().views)
             yield tuner._tune([views.result()], keep_views)[0] if error is None else tuner._failed(error)
         if not isinstance(ended, StopIteration):
             raise ended
@@ -46,13 +51,25 @@ def stream(tuner: Tuner, images: Iterable, workers: int, keep_views: bool) -> It
         executor.shutdown(cancel_futures=True)
 
 
-def _on_the_callers_stream(tuner: Tuner) -> Any:
-    """The Tuner's way from image to views; on CUDA its kernels queue where those that read the views will."""
-    device = tuner.device
-    current = torch.cuda.current_stream(device) if device.type == "cuda" else None
+class Beside:
+    """A CUDA stream beside the caller's: copies and views of the next images run there while this one is tuned."""
 
-    def prepare(image) -> Prepared:
-        with torch.cuda.stream(current) if current else nullcontext():
-            return tuner._prepare(image)
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._stream = device, torch.cuda.Stream(device)
 
-    return prepare
+    def task(self, prepare: Callable, image) -> Callable[[], Prepared]:
+        """``prepare(image)`` for a worker thread, which also waits until it is done; called in the caller's thread."""
+        given = torch.cuda.current_stream(self._device).record_event()  # the image may be a tensor still to be written
+
+        def run() -> Prepared:
+            with torch.cuda.stream(self._stream):
+                self._stream.wait_event(given)
+                prepared = prepare(image)
+                self._stream.record_event().synchronize()
+            return prepared
+
+        return run
+
+    def hand_over(self, views: Tensor) -> None:
+        """Their memory is free for the views of a later image only when the caller's stream has read it."""
+        views.record_stream(torch.cuda.current_stream(self._device))

@@ -161,8 +161,8 @@ class Tuner:
     def map(self, images: Iterable, *, workers: int = 2, keep_views: bool = False) -> Iterator[TuneResult]:
         """Tune for a stream of images, of any length: results one by one, in order, equal to those of single calls.
 
-        While one image is tuned, threads decode the next and make their views; images are taken from ``images`` when
-        there is a place for them, at most ``workers + 1`` ahead. The threads end with the stream, and when the
+        While one image is tuned, threads decode the next and make their views, on CUDA on a stream of their own; images
+        are taken from ``images`` when there is a place for them, at most ``workers + 1`` ahead. The threads end with the stream, and when the
         generator is closed, forgotten or interrupted. An image that cannot be read gets a result with its ``error``,
         and the stream goes on; what ``images`` itself raises comes after the results before it, and ends the stream.
 
@@ -238,7 +238,7 @@ class Tuner:
         """From an image to its views."""
         stages = Stages()
         with stages("load"):
-            pixels = load_image(image)
+            pixels = load_image(image, self.config.decoder, self.device)
         with stages("views"):
             if boxes is None:
                 # None stands for torch's global generator, from which the published code draws.

@@ -36,6 +36,9 @@ def tune(
         typer.Option(metavar="DEVICE", help="Default: cuda if there is a GPU, else cpu.", rich_help_panel=_MODEL),
     ] = None,
     precision: Annotated[str, typer.Option(help="fp32, fp16 or bf16.", rich_help_panel=_MODEL)] = "fp32",
+    decoder: Annotated[
+        str, typer.Option(help="Of JPEG files: pillow, or torchvision on the device.", rich_help_panel=_MODEL)
+    ] = "pillow",
     engine: Annotated[str, typer.Option(help="Text tower: auto, packed or module.", rich_help_panel=_MODEL)] = "auto",
     views: Annotated[int, typer.Option(help="Views of each image, 2 or more.", rich_help_panel=_TUNING)] = 64,
     rho: Annotated[float, typer.Option(help="Part of the views to keep, in (0, 1].", rich_help_panel=_TUNING)] = 0.1,
@@ -90,6 +93,7 @@ def tune(
             import matplotlib  # noqa: F401 (missing is better found now than after the first image)
         options = {"n_views": views, "rho": rho, "steps": steps, "lr": lr, "weight_decay": weight_decay, "seed": seed}
         options |= {"ctx_init": ctx_init, "n_ctx": n_ctx, "ctx": ctx, "precision": precision, "engine": engine}
+        options["decoder"] = decoder
         with _usage():
             config = TuneConfig(strict_official=strict_official, **options)
         loaded = _models.load_model(model, pretrained, device)
