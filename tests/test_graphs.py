@@ -4,19 +4,17 @@ import gc
 import threading
 import warnings
 import weakref
-from typing import NamedTuple
 
 import pytest
 import torch
 
 from tpt_fast import graphs
-from tpt_fast.batch import to_cpu
+from tpt_fast.bundle import Bundle
 from tpt_fast.graphs import Captured, CaptureWarning, Graphs
 
 
-class Results(NamedTuple):
-    twice: torch.Tensor
-    total: torch.Tensor
+def computed(given):
+    return Bundle.of(2 * given, given.sum().view(1))
 
 
 class Recorder:
@@ -34,8 +32,7 @@ class Recorder:
 
         def replay():
             self.replays += 1
-            results.twice.copy_(2 * given)
-            results.total.copy_(given.sum().view(1))
+            results.data.copy_(computed(given).data)
 
         return Captured(given, results, replay)
 
@@ -46,13 +43,13 @@ class Loop:
 
     def __call__(self, given):
         self.calls += 1
-        return Results(2 * given, given.sum().view(1))
+        return computed(given)
 
 
 def check(results, given):
-    assert type(results) is Results
-    assert torch.equal(results.twice, 2 * given)
-    assert results.total.item() == pytest.approx(given.sum().item())
+    twice, total = results.to_cpu()
+    assert torch.equal(twice, 2 * given)
+    assert total.item() == pytest.approx(given.sum().item())
 
 
 def test_eager_first_then_captured_then_replayed():
@@ -143,7 +140,7 @@ def test_one_copy_brings_all_types_back():
         torch.empty(0, 4),
         torch.randn(4, 2, dtype=torch.float64).t(),
     ]
-    for tensor, copy in zip(tensors, to_cpu(*tensors), strict=True):
+    for tensor, copy in zip(tensors, Bundle.of(*tensors).clone().to_cpu(), strict=True):
         assert copy.dtype == tensor.dtype
         assert torch.equal(copy, tensor)
         assert tensor.numel() == 0 or copy.data_ptr() != tensor.data_ptr()

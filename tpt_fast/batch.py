@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .bundle import Bundle
 from .config import TuneConfig
 from .graphs import Graphs
 from .ops import objective
@@ -43,6 +44,7 @@ class Classes:
 
     names: tuple[str, ...]
     text: TextEncoder
+    start: Tensor  # the initial context, float32 on the CPU
     inverse: Tensor | None  # [C], which of the different names each is; None if no name repeats
     places: Tensor | None = None  # [U, most repeats], where each different name stands, filled up with C; likewise
     graphs: Graphs | None = None  # of the loop, where it is captured
@@ -72,10 +74,13 @@ class Tuned(NamedTuple):
     loss_after: Tensor  # [B]
     status: Tensor  # bool [B]: False where a loss or gradient was not finite
 
+    def bundle(self) -> Bundle:
+        """All of it, floating point as float32."""
+        return Bundle.of(*(value.float() if value.is_floating_point() else value for value in self))
+
     def rows(self) -> list[dict[str, Any]]:
-        """What each image's :class:`~tpt_fast.TuneResult` says: float32 tensors on the CPU, plain numbers."""
-        wide = (value.float() if value.is_floating_point() else value for value in self)
-        columns: dict[str, Any] = dict(zip(self._fields, to_cpu(*wide), strict=True))
+        """What each image's :class:`~tpt_fast.TuneResult` says, of tensors that are on the CPU."""
+        columns: dict[str, Any] = self._asdict()
         columns |= {name: columns[name].tolist() for name in ("loss", "loss_after")}
         columns["status"] = ["tuned" if good else "skipped" for good in columns["status"].tolist()]
         return [{name: column[i] for name, column in columns.items()} for i in range(len(self.logits))]
@@ -133,13 +138,6 @@ def tune_features(
         loss_after=_where(tuned, now.loss, first.loss),
         status=tuned,
     )
-
-
-def to_cpu(*tensors: Tensor) -> list[Tensor]:
-    """Copies of the tensors, none of them 0-dimensional, on the CPU; from a device by one copy, which waits for it."""
-    parts = [tensor.contiguous().view(torch.uint8).flatten() for tensor in tensors]
-    copied = torch.cat(parts).cpu().split([len(part) for part in parts])
-    return [part.clone().view(tensor.dtype).view(tensor.shape) for part, tensor in zip(copied, tensors, strict=True)]
 
 
 class _Evaluation(NamedTuple):

@@ -7,12 +7,13 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Lock
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-Run = Callable[[Tensor], NamedTuple]
+from .bundle import Bundle
+
+Run = Callable[[Tensor], Bundle]
 
 KEPT = 4  # shapes, i.e. sizes of batches
 
@@ -26,7 +27,7 @@ class Captured:
     """A graph that reads ``given`` and writes ``results`` whenever it is replayed."""
 
     given: Tensor
-    results: NamedTuple
+    results: Bundle
     replay: Callable[[], None]
 
 
@@ -53,8 +54,8 @@ class Graphs:
         """Memory that the captured loops compute in, which is theirs while they are kept."""
         return getattr(self._capture, "bytes", 0)
 
-    def __call__(self, run: Run, given: Tensor) -> NamedTuple:
-        """``run(given)``: a NamedTuple of tensors, which are the caller's own."""
+    def __call__(self, run: Run, given: Tensor) -> Bundle:
+        """``run(given)``, which is the caller's own."""
         key = (given.shape, given.dtype, given.device)
         with self._lock:
             captured = self._captured.get(key)
@@ -81,13 +82,13 @@ class Graphs:
             )
             return None
 
-    def _replay(self, captured: Captured, given: Tensor) -> NamedTuple:
+    def _replay(self, captured: Captured, given: Tensor) -> Bundle:
         cuda = torch.cuda.current_stream(given.device) if given.is_cuda else None
         if cuda and self._turn:
             cuda.wait_event(self._turn)  # the last call may have come on another stream
         captured.given.copy_(given)
         captured.replay()
-        results = type(captured.results)(*(tensor.clone() for tensor in captured.results))
+        results = captured.results.clone()
         if cuda:
             self._turn = cuda.record_event()
         return results

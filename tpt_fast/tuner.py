@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from . import _jit
 from .adapters import PRECISIONS, text_root, token_embedding
 from .batch import Classes, Objective, Stages, Tuned, tune_features
+from .bundle import Bundle
 from .config import TuneConfig
 from .graphs import Graphs
 from .images import load_image
@@ -106,7 +107,8 @@ class Tuner:
         inverse, places = _repeats(names, different, text.device) if len(different) < len(names) else (None, None)
         captures = config.cuda_graphs and self._objective is None and not config.autocasts
         captures = captures and text.device.type == "cuda"
-        self._classes = Classes(names, text, inverse, places, Graphs() if captures else None)
+        start = text.ctx_init.float().cpu()
+        self._classes = Classes(names, text, start, inverse, places, Graphs() if captures else None)
 
     @property
     def classnames(self) -> tuple[str, ...]:
@@ -162,9 +164,10 @@ class Tuner:
         """Tune for a stream of images, of any length: results one by one, in order, equal to those of single calls.
 
         While one image is tuned, threads decode the next and make their views, on CUDA on a stream of their own; images
-        are taken from ``images`` when there is a place for them, at most ``workers + 1`` ahead. The threads end with the stream, and when the
-        generator is closed, forgotten or interrupted. An image that cannot be read gets a result with its ``error``,
-        and the stream goes on; what ``images`` itself raises comes after the results before it, and ends the stream.
+        are taken from ``images`` when there is a place for them, at most ``workers + 1`` ahead. The threads end with
+        the stream, and when the generator is closed, forgotten or interrupted. An image that cannot be read gets a
+        result with its ``error``, and the stream goes on; what ``images`` itself raises comes after the results before
+        it, and ends the stream.
 
         Args:
             images: yields images as for :meth:`__call__`.
@@ -266,13 +269,13 @@ class Tuner:
             with stages("graph"):
                 tuned = classes.graphs(lambda given: self._loop(given, classes, Stages()), views)
         with stages("predict"):
-            rows, ctx_init = tuned.rows(), classes.text.ctx_init.float().cpu()
+            rows = Tuned(*tuned.to_cpu()).rows()
         timings = {name: seconds / len(prepared) for name, seconds in stages.seconds.items()}
         timings["total"] = sum(timings.values())
         return [
             TuneResult(
                 classnames=classes.names,
-                ctx_init=ctx_init,
+                ctx_init=classes.start.clone(),
                 **row,
                 timings=dict(timings),
                 engines=self._engines(classes),
@@ -282,20 +285,19 @@ class Tuner:
             for each, row in zip(prepared, rows, strict=True)
         ]
 
-    def _loop(self, views: Tensor, classes: Classes, stages: Stages) -> Tuned:
-        """All that one pass computes of B images' views [B, N, ...], without waiting for the device."""
+    def _loop(self, views: Tensor, classes: Classes, stages: Stages) -> Bundle:
+        """A bundled :class:`Tuned` of B images' views [B, N, ...], without waiting for the device."""
         if self._official is not None:
-            return self._official(views, classes, self.config, self._scale, stages)
+            return self._official(views, classes, self.config, self._scale, stages).bundle()
         with stages("encode"):
             images = self._scale * self._images.encode(views.flatten(0, 1))
             images = images.view(*views.shape[:2], -1)
-        return tune_features(images, classes, self.config, stages, self._objective)
+        return tune_features(images, classes, self.config, stages, self._objective).bundle()
 
     def _failed(self, error: BaseException) -> TuneResult:
         """What stands in a stream for an image that could not be read."""
         classes = self._classes
-        ctx_init = classes.text.ctx_init.float().cpu()
-        return failed(error, classes.names, ctx_init, self.config.n_views, self._engines(classes))
+        return failed(error, classes.names, classes.start, self.config.n_views, self._engines(classes))
 
     def _at_once(self) -> int:
         """How many images fit in memory together: their views, twice in passing, and what further steps keep."""

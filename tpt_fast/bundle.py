@@ -1,0 +1,30 @@
+"""Tensors laid end to end in one, so that a single copy takes them all from a device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """See :meth:`of`."""
+
+    data: Tensor  # uint8 [bytes of all]
+    layout: tuple[tuple[torch.dtype, torch.Size], ...]
+
+    @classmethod
+    def of(cls, *tensors: Tensor) -> Bundle:
+        """Bundle ``tensors`` of one device, none of them 0-dimensional; nothing waits for the device."""
+        data = torch.cat([tensor.contiguous().view(torch.uint8).flatten() for tensor in tensors])
+        return cls(data, tuple((tensor.dtype, tensor.shape) for tensor in tensors))
+
+    def clone(self) -> Bundle:
+        return Bundle(self.data.clone(), self.layout)
+
+    def to_cpu(self) -> list[Tensor]:
+        """The tensors, each in memory of its own on the CPU; this waits for their device."""
+        parts = self.data.cpu().split([dtype.itemsize * shape.numel() for dtype, shape in self.layout])
+        return [part.clone().view(dtype).view(shape) for part, (dtype, shape) in zip(parts, self.layout, strict=True)]
