@@ -4,10 +4,11 @@
 #
 #   benchmarks/gpu.sh            the rows go to benchmarks/results
 #   benchmarks/gpu.sh --quick    without the sanitizer and the benchmarks
+#   SECONDS_IN_ALL=900 benchmarks/gpu.sh    with more time
 #
 # Needs torch with CUDA, nvcc, ninja, filelock, numpy, pillow, torchvision, pytest, pytest-benchmark and hypothesis;
-# open_clip for whole images, kornia as a peer of the views. Every stage runs, whatever the others did; the last lines
-# say how each went, and the exit status is 0 only if all passed.
+# open_clip for whole images, kornia as a peer of the views. Every stage runs, whatever the others did, for as long as
+# there is time; the last lines say how each went, and the exit status is 0 only if all passed.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
@@ -34,12 +35,18 @@ scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 export TPT_FAST_BACKEND=native TPT_FAST_CACHE=${TPT_FAST_CACHE:-$scratch/cache} PYTHONPATH="$PWD:$PWD/tests${PYTHONPATH:+:$PYTHONPATH}"
 export PYTHONDONTWRITEBYTECODE=1
-summary=() failed=0
+summary=() failed=0 in_all=${SECONDS_IN_ALL:-470}
 
 # stage NAME SECONDS COMMAND...
 stage() {
-  local name=$1 limit=$2 began=$SECONDS how=passed
+  local name=$1 limit=$2 began=$SECONDS how=passed left=$((in_all - SECONDS))
   shift 2
+  if ((left < 5)); then
+    skip "$name" "no time left"
+    failed=1
+    return
+  fi
+  ((limit <= left)) || limit=$left
   printf '\n=== %s (%d s so far)\n' "$name" "$SECONDS"
   timeout --kill-after=5 "$limit" "$@"
   local code=$?
@@ -83,7 +90,7 @@ else
   stage "benchmarks of views, objective, update" 90 "${bench[@]}" \
     benchmarks/bench_views.py benchmarks/bench_objective.py benchmarks/bench_adamw_step.py
   if has open_clip; then
-    stage "benchmarks of the towers' ops" 60 "${bench[@]}" \
+    stage "benchmarks of the towers and their ops" 60 "${bench[@]}" benchmarks/bench_vision.py \
       benchmarks/bench_prefix_attention.py benchmarks/bench_add_layer_norm.py benchmarks/bench_bias_act.py
     stage "benchmarks of whole images" 120 "${bench[@]}" benchmarks/bench_tune.py
   else

@@ -77,6 +77,13 @@ def test_the_gpu_script_goes_on_after_a_failure_and_says_so(tmp_path):
     assert "repeats, graph replays, streams" in summary
 
 
+def test_the_gpu_script_keeps_to_its_time(tmp_path):
+    result = gpu_script(tmp_path, "--quick", SECONDS_IN_ALL="4", CUDA_HOME=str(tmp_path))
+    assert result.returncode == 1
+    assert "ran:" not in result.stdout.partition("===")[2]
+    assert result.stdout.count("left out: no time left") >= 3
+
+
 def test_the_gpu_script_names_what_is_missing(tmp_path):
     assert run("bash", BENCHMARKS / "gpu.sh", "--fast").returncode == 2
     nothing = run("bash", BENCHMARKS / "gpu.sh", PYTHON="/bin/false")
