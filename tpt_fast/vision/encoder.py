@@ -8,7 +8,10 @@ from torch import Tensor, nn
 from ..adapters import Unsupported, accumulation_dtype
 from .module import ModuleTower
 from .preprocessing import preprocessing
+from .resnet import ResNetTower
 from .vit import VitTower
+
+OWN = {"VisionTransformer": VitTower, "ModifiedResNet": ResNetTower}
 
 
 class ImageEncoder:
@@ -18,8 +21,9 @@ class ImageEncoder:
 
     Attributes:
         patch: side P of the patches into which views for :meth:`encode` may come cut already; None if they may not.
-        engine: "vit" (our own executor of open_clip's vision transformer) or "module" (the model's own code).
-        why_module: why the model's own code runs; None with "vit".
+        engine: "vit" (our own executor of open_clip's vision transformer), "resnet" (CLIP's ResNets, folded), or
+            "module" (the model's own code).
+        why_module: why the model's own code runs; None where it does not.
 
     Raises:
         TypeError: the model has no image tower.
@@ -30,18 +34,25 @@ class ImageEncoder:
         self.size = preprocessing(model).size
         self.dtype = dtype
         self.patch: int | None = None
-        self._tower: VitTower | ModuleTower
-        try:
-            if engine == "module":
-                raise Unsupported("engine='module' was asked for")
-            self._tower = VitTower(model.visual, dtype)
-            self.engine, self.why_module = "vit", None
+        self.why_module: str | None = None
+        self._tower = self._choose(model.visual, engine)
+        self.engine = self._tower.name
+        if isinstance(self._tower, VitTower):
             height, width = self._tower.patch
             if height == width and self.size % height == 0:
                 self.patch = height
+
+    def _choose(self, visual: nn.Module, engine: str) -> VitTower | ResNetTower | ModuleTower:
+        kind = type(visual).__name__
+        try:
+            if engine == "module":
+                raise Unsupported("engine='module' was asked for")
+            if kind not in OWN:
+                raise Unsupported(f"the image tower is a {kind}")
+            return OWN[kind](visual, self.dtype)
         except Unsupported as reason:
-            self._tower = ModuleTower(model.visual, dtype)
-            self.engine, self.why_module = "module", str(reason)
+            self.why_module = str(reason)
+            return ModuleTower(visual, self.dtype)
 
     @torch.no_grad()
     def encode(self, views: Tensor) -> Tensor:

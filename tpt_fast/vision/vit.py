@@ -29,6 +29,8 @@ class VitTower:
         Unsupported: the tower is another, or has a part that this cannot represent exactly.
     """
 
+    name = "vit"
+
     def __init__(self, visual: nn.Module, dtype: torch.dtype) -> None:
         if reason := _unsupported(visual):
             raise Unsupported(reason)
