@@ -4,6 +4,7 @@
 
 #include "checks.h"
 #include "device.h"
+#include "dispatch.h"
 
 namespace tpt_fast {
 namespace {
@@ -59,6 +60,11 @@ void check_offsets(const PrefixAttentionParams<T>& p) {
                   p.prefix);
 }
 
+void check_types(const Tensor& grad, const Tensor& kv, const Tensor& grad_q, const Tensor& grad_kv) {
+  for (const auto& [t, name] : {std::pair{&grad, "grad"}, std::pair{&grad_q, "grad_q"}, std::pair{&grad_kv, "grad_kv"}})
+    check_dtype(*t, name, {kv.scalar_type()});
+}
+
 // Both fill the parameters and allocate; `run` looks at the offsets if it can, and computes.
 template <class T, class Run>
 Tensor forward(const Tensor& q, const Tensor& kv, const Tensor& offsets_in, int64_t prefix, int64_t heads, Run run) {
@@ -80,9 +86,6 @@ void backward(const Tensor& grad_in, const Tensor& q, const Tensor& kv, const Te
   check_shape(grad_kv, "grad_kv", {p.batch, p.rows, 2 * p.width});
   check_dense_rows(grad_q, "grad_q");
   check_dense_rows(grad_kv, "grad_kv");
-  for (const auto& [t, name] : {std::pair{&grad, "grad"}, std::pair{&std::as_const(grad_q), "grad_q"},
-                                std::pair{&std::as_const(grad_kv), "grad_kv"}})
-    check_dtype(*t, name, {kv.scalar_type()});
   Tensor partial = empty(kv, {p.batch, p.blocks(), p.prefix, 2 * p.width}, accumulate_type(kv.scalar_type()));
   p.grad = static_cast<const T*>(grad.const_data_ptr());
   p.grad_q = static_cast<T*>(grad_q.mutable_data_ptr());
@@ -106,18 +109,37 @@ const auto run_backward = [](const auto& p) {
   parallel_for(0, p.batch, 1, [&](int64_t begin, int64_t end) { prefix_attention_backward_prefix(p, begin, end); });
 };
 
+// The CPU kernels hold float and double. A key is read by every query that sees it, and its gradient is a sum over
+// them: rows of 16 bits are widened once, before, and rounded once, after.
+template <class T>
+constexpr bool kNarrow = !std::is_same_v<T, Accumulate<T>>;
+
+Tensor wide(const Tensor& t) { return torch::stable::to(t, accumulate_type(t.scalar_type())); }
+
 Tensor forward_cpu(const Tensor& q, const Tensor& kv, const Tensor& offsets, int64_t prefix, int64_t heads) {
-  check_dtype(kv, "kv", {ScalarType::Float, ScalarType::Double});
-  return kv.scalar_type() == ScalarType::Float ? forward<float>(q, kv, offsets, prefix, heads, run_forward)
-                                               : forward<double>(q, kv, offsets, prefix, heads, run_forward);
+  return with_type(kv, "kv", [&]<class T>(T) {
+    if constexpr (!kNarrow<T>) return forward<T>(q, kv, offsets, prefix, heads, run_forward);
+    check_dtype(q, "q", {kv.scalar_type()});
+    return torch::stable::to(forward<Accumulate<T>>(wide(q), wide(kv), offsets, prefix, heads, run_forward),
+                             kv.scalar_type());
+  });
 }
 
 void backward_cpu(const Tensor& grad, const Tensor& q, const Tensor& kv, const Tensor& offsets, int64_t prefix,
                   int64_t heads, Tensor grad_q, Tensor grad_kv) {
-  check_dtype(kv, "kv", {ScalarType::Float, ScalarType::Double});
-  kv.scalar_type() == ScalarType::Float
-      ? backward<float>(grad, q, kv, offsets, prefix, heads, grad_q, grad_kv, run_backward)
-      : backward<double>(grad, q, kv, offsets, prefix, heads, grad_q, grad_kv, run_backward);
+  check_types(grad, kv, grad_q, grad_kv);
+  with_type(kv, "kv", [&]<class T>(T) {
+    if constexpr (!kNarrow<T>) {
+      backward<T>(grad, q, kv, offsets, prefix, heads, grad_q, grad_kv, run_backward);
+    } else {
+      check_dtype(q, "q", {kv.scalar_type()});
+      Tensor wide_q = torch::stable::new_empty(q, grad_q.sizes(), ScalarType::Float);
+      Tensor wide_kv = torch::stable::new_empty(kv, grad_kv.sizes(), ScalarType::Float);
+      backward<float>(wide(grad), wide(q), wide(kv), offsets, prefix, heads, wide_q, wide_kv, run_backward);
+      torch::stable::copy_(grad_q, wide_q);
+      torch::stable::copy_(grad_kv, wide_kv);
+    }
+  });
 }
 
 #ifdef TPT_FAST_CUDA
@@ -127,17 +149,7 @@ Tensor forward_cuda(const Tensor& q, const Tensor& kv, const Tensor& offsets, in
   const auto run = [&](const auto& p) {
     check_launch(launch_prefix_attention(p, device.stream()), "prefix_attention");
   };
-  switch (kv.scalar_type()) {
-    case ScalarType::Float:
-      return forward<float>(q, kv, offsets, prefix, heads, run);
-    case ScalarType::Half:
-      return forward<Half>(q, kv, offsets, prefix, heads, run);
-    case ScalarType::BFloat16:
-      return forward<BFloat16>(q, kv, offsets, prefix, heads, run);
-    default:
-      check_dtype(kv, "kv", {ScalarType::Double});
-  }
-  return forward<double>(q, kv, offsets, prefix, heads, run);
+  return with_type(kv, "kv", [&]<class T>(T) { return forward<T>(q, kv, offsets, prefix, heads, run); });
 }
 
 void backward_cuda(const Tensor& grad, const Tensor& q, const Tensor& kv, const Tensor& offsets, int64_t prefix,
@@ -145,22 +157,13 @@ void backward_cuda(const Tensor& grad, const Tensor& q, const Tensor& kv, const 
   const OnDevice device(q);
   for (const Tensor* t : {&grad, &kv, &offsets, &std::as_const(grad_q), &std::as_const(grad_kv)})
     check_device(*t, "grad, kv, offsets, grad_q and grad_kv", q);
+  check_types(grad, kv, grad_q, grad_kv);
   const auto run = [&]<class T>(PrefixAttentionParams<T> p) {
     Tensor stats = empty(kv, {p.batch, p.heads, p.queries(), 2}, accumulate_type(kv.scalar_type()));
     p.stats = stats.mutable_data_ptr<Accumulate<T>>();
     check_launch(launch_prefix_attention_backward(p, device.stream()), "prefix_attention_backward");
   };
-  switch (kv.scalar_type()) {
-    case ScalarType::Float:
-      return backward<float>(grad, q, kv, offsets, prefix, heads, grad_q, grad_kv, run);
-    case ScalarType::Half:
-      return backward<Half>(grad, q, kv, offsets, prefix, heads, grad_q, grad_kv, run);
-    case ScalarType::BFloat16:
-      return backward<BFloat16>(grad, q, kv, offsets, prefix, heads, grad_q, grad_kv, run);
-    default:
-      check_dtype(kv, "kv", {ScalarType::Double});
-  }
-  backward<double>(grad, q, kv, offsets, prefix, heads, grad_q, grad_kv, run);
+  with_type(kv, "kv", [&]<class T>(T) { backward<T>(grad, q, kv, offsets, prefix, heads, grad_q, grad_kv, run); });
 }
 #endif
 
