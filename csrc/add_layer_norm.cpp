@@ -37,6 +37,44 @@ A squares_of(const A* x, A mean, int64_t n) {
   return squares;
 }
 
+template <class A>
+void normalise(const A* x, A mean, A rstd, const A* weight, const A* bias, A* to, int64_t n) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) to[i] = (x[i] - mean) * rstd * weight[i] + bias[i];
+}
+
+// Sums of the gradient of the normalised values, and of its part along them.
+template <class A>
+struct Sums {
+  A total = 0, along = 0;
+};
+
+template <class A>
+Sums<A> sums_of(const A* grad_normed, const A* sum, const A* weight, A mean, int64_t n) {
+  A total = 0, along = 0;
+#pragma omp simd reduction(+ : total, along)
+  for (int64_t i = 0; i < n; ++i) {
+    const A g = grad_normed[i] * weight[i];
+    total += g;
+    along += g * (sum[i] - mean);
+  }
+  return {total, along};
+}
+
+// Writes the gradient of `sum`; `grad_sum` may be null.
+template <class A>
+void gradient(const A* grad_normed, const A* grad_sum, const A* sum, const A* weight, A mean, A rstd, A shift, A slope,
+              A* grad, int64_t n) {
+  if (grad_sum) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i)
+      grad[i] = grad_sum[i] + rstd * (grad_normed[i] * weight[i] - shift - (sum[i] - mean) * slope);
+  } else {
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) grad[i] = rstd * (grad_normed[i] * weight[i] - shift - (sum[i] - mean) * slope);
+  }
+}
+
 }  // namespace
 
 template <class T>
@@ -64,10 +102,7 @@ void add_layer_norm_forward(const AddLayerNormParams<T>& p, int64_t begin, int64
     const A rstd = A(1) / std::sqrt(squares * inverse_width + static_cast<A>(p.eps));
     for_pieces<T>(width, [&](int64_t at, int64_t n) {
       T* to = p.normed + row * width + at;
-      const A *from = one.read(sum + at, n), *weight = p.weight + at, *bias = p.bias + at;
-      A* normed = two.target(to);
-#pragma omp simd
-      for (int64_t i = 0; i < n; ++i) normed[i] = (from[i] - mean) * rstd * weight[i] + bias[i];
+      normalise(one.read(sum + at, n), mean, rstd, p.weight + at, p.bias + at, two.target(to), n);
       two.write(to, n);
     });
     p.mean[row] = mean;
@@ -83,36 +118,19 @@ void add_layer_norm_backward(const AddLayerNormBackwardParams<T>& p, int64_t beg
   Piece<T> grads, sums, throughs;
   for (int64_t row = begin; row < end; ++row) {
     const A mean = p.mean[row], rstd = p.rstd[row];
-    A total = 0, along = 0;  // of the gradient of the normalised values, and of its part along them
+    Sums<A> row_sums;
     for_pieces<T>(width, [&](int64_t first, int64_t n) {
       const int64_t at = row * width + first;
-      const A *grad_normed = grads.read(p.grad_normed + at, n), *sum = sums.read(p.sum + at, n);
-      const A* weight = p.weight + first;
-      A piece_total = 0, piece_along = 0;
-#pragma omp simd reduction(+ : piece_total, piece_along)
-      for (int64_t i = 0; i < n; ++i) {
-        const A g = grad_normed[i] * weight[i];
-        piece_total += g;
-        piece_along += g * (sum[i] - mean);
-      }
-      total += piece_total;
-      along += piece_along;
+      const Sums<A> part =
+          sums_of(grads.read(p.grad_normed + at, n), sums.read(p.sum + at, n), p.weight + first, mean, n);
+      row_sums.total += part.total;
+      row_sums.along += part.along;
     });
-    const A shift = total * inverse_width, slope = along * rstd * rstd * inverse_width;
+    const A shift = row_sums.total * inverse_width, slope = row_sums.along * rstd * rstd * inverse_width;
     for_pieces<T>(width, [&](int64_t first, int64_t n) {
       const int64_t at = row * width + first;
-      const A *grad_normed = grads.read(p.grad_normed + at, n), *sum = sums.read(p.sum + at, n);
-      const A* weight = p.weight + first;
-      A* grad = grads.target(p.grad + at);
-      if (p.grad_sum) {
-        const A* grad_sum = throughs.read(p.grad_sum + at, n);
-#pragma omp simd
-        for (int64_t i = 0; i < n; ++i)
-          grad[i] = grad_sum[i] + rstd * (grad_normed[i] * weight[i] - shift - (sum[i] - mean) * slope);
-      } else {
-#pragma omp simd
-        for (int64_t i = 0; i < n; ++i) grad[i] = rstd * (grad_normed[i] * weight[i] - shift - (sum[i] - mean) * slope);
-      }
+      gradient(grads.read(p.grad_normed + at, n), p.grad_sum ? throughs.read(p.grad_sum + at, n) : nullptr,
+               sums.read(p.sum + at, n), p.weight + first, mean, rstd, shift, slope, grads.target(p.grad + at), n);
       grads.write(p.grad + at, n);
     });
   }

@@ -43,26 +43,23 @@ PrefixAttentionParams<T> params(const Tensor& q, const Tensor& kv, const Tensor&
   return p;
 }
 
-// Only the CPU can look at the offsets without waiting for a device.
+// Returns the most keys that a query has. Only the CPU can look at the offsets without waiting for a device.
 template <class T>
-void check_offsets(const PrefixAttentionParams<T>& p) {
-  int64_t previous = p.offsets[0];
+int64_t check_offsets(const PrefixAttentionParams<T>& p) {
+  int64_t previous = p.offsets[0], most = p.prefix;
   STD_TORCH_CHECK(previous == p.prefix, "offsets: expected to start at the prefix, ", p.prefix, ", got ", previous);
   for (int64_t c = 1; c <= p.classes; ++c) {
     STD_TORCH_CHECK(p.offsets[c] > previous, "offsets: expected ascending, got ", p.offsets[c], " after ", previous);
     const int64_t keys = p.prefix + p.offsets[c] - previous;
     STD_TORCH_CHECK(keys <= kPrefixAttentionMaxKeys, "offsets: expected at most ", kPrefixAttentionMaxKeys,
                     " keys a query, got ", keys);
+    most = std::max(most, keys);
     previous = p.offsets[c];
   }
   STD_TORCH_CHECK(previous == p.rows, "offsets: expected to end at the number of rows, ", p.rows, ", got ", previous);
   STD_TORCH_CHECK(p.prefix <= kPrefixAttentionMaxKeys, "prefix: expected at most ", kPrefixAttentionMaxKeys, ", got ",
                   p.prefix);
-}
-
-void check_types(const Tensor& grad, const Tensor& kv, const Tensor& grad_q, const Tensor& grad_kv) {
-  for (const auto& [t, name] : {std::pair{&grad, "grad"}, std::pair{&grad_q, "grad_q"}, std::pair{&grad_kv, "grad_kv"}})
-    check_dtype(*t, name, {kv.scalar_type()});
+  return most;
 }
 
 // Both fill the parameters and allocate; `run` looks at the offsets if it can, and computes.
@@ -86,6 +83,9 @@ void backward(const Tensor& grad_in, const Tensor& q, const Tensor& kv, const Te
   check_shape(grad_kv, "grad_kv", {p.batch, p.rows, 2 * p.width});
   check_dense_rows(grad_q, "grad_q");
   check_dense_rows(grad_kv, "grad_kv");
+  for (const auto& [t, name] : {std::pair{&grad, "grad"}, std::pair{&std::as_const(grad_q), "grad_q"},
+                                std::pair{&std::as_const(grad_kv), "grad_kv"}})
+    check_dtype(*t, name, {kv.scalar_type()});
   Tensor partial = empty(kv, {p.batch, p.blocks(), p.prefix, 2 * p.width}, accumulate_type(kv.scalar_type()));
   p.grad = static_cast<const T*>(grad.const_data_ptr());
   p.grad_q = static_cast<T*>(grad_q.mutable_data_ptr());
@@ -96,50 +96,35 @@ void backward(const Tensor& grad_in, const Tensor& q, const Tensor& kv, const Te
   run(p);
 }
 
-const auto run_forward = [](const auto& p) {
-  check_offsets(p);
-  parallel_for(0, p.batch * (p.classes + 1), 4,
-               [&](int64_t begin, int64_t end) { prefix_attention_forward(p, begin, end); });
+// Runs a range function over `items`; `keys` is the most that a query has. Each range gets scratch memory of its own.
+template <class T, class Kernel>
+void over(const PrefixAttentionParams<T>& p, int64_t keys, int64_t items, int64_t at_once, Kernel kernel) {
+  parallel_for(0, items, at_once, [&](int64_t begin, int64_t end) {
+    std::vector<Accumulate<T>> wide(std::is_same_v<T, Accumulate<T>> ? 0 : keys * 7 * p.width);
+    PrefixAttentionParams<T> own = p;
+    own.wide = wide.data();
+    kernel(own, begin, end);
+  });
+}
+
+const auto run_forward = []<class T>(const PrefixAttentionParams<T>& p) {
+  over(p, check_offsets(p), p.batch * (p.classes + 1), 4, prefix_attention_forward<T>);
 };
 
-const auto run_backward = [](const auto& p) {
-  check_offsets(p);
-  parallel_for(0, p.batch * p.blocks(), 1,
-               [&](int64_t begin, int64_t end) { prefix_attention_backward_classes(p, begin, end); });
-  parallel_for(0, p.batch, 1, [&](int64_t begin, int64_t end) { prefix_attention_backward_prefix(p, begin, end); });
+const auto run_backward = []<class T>(const PrefixAttentionParams<T>& p) {
+  const int64_t keys = check_offsets(p);
+  over(p, keys, p.batch * p.blocks(), 1, prefix_attention_backward_classes<T>);
+  over(p, keys, p.batch, 1, prefix_attention_backward_prefix<T>);
 };
-
-// The CPU kernels hold float and double. A key is read by every query that sees it, and its gradient is a sum over
-// them: rows of 16 bits are widened once, before, and rounded once, after.
-template <class T>
-constexpr bool kNarrow = !std::is_same_v<T, Accumulate<T>>;
-
-Tensor wide(const Tensor& t) { return torch::stable::to(t, accumulate_type(t.scalar_type())); }
 
 Tensor forward_cpu(const Tensor& q, const Tensor& kv, const Tensor& offsets, int64_t prefix, int64_t heads) {
-  return with_type(kv, "kv", [&]<class T>(T) {
-    if constexpr (!kNarrow<T>) return forward<T>(q, kv, offsets, prefix, heads, run_forward);
-    check_dtype(q, "q", {kv.scalar_type()});
-    return torch::stable::to(forward<Accumulate<T>>(wide(q), wide(kv), offsets, prefix, heads, run_forward),
-                             kv.scalar_type());
-  });
+  return with_type(kv, "kv", [&]<class T>(T) { return forward<T>(q, kv, offsets, prefix, heads, run_forward); });
 }
 
 void backward_cpu(const Tensor& grad, const Tensor& q, const Tensor& kv, const Tensor& offsets, int64_t prefix,
                   int64_t heads, Tensor grad_q, Tensor grad_kv) {
-  check_types(grad, kv, grad_q, grad_kv);
-  with_type(kv, "kv", [&]<class T>(T) {
-    if constexpr (!kNarrow<T>) {
-      backward<T>(grad, q, kv, offsets, prefix, heads, grad_q, grad_kv, run_backward);
-    } else {
-      check_dtype(q, "q", {kv.scalar_type()});
-      Tensor wide_q = torch::stable::new_empty(q, grad_q.sizes(), ScalarType::Float);
-      Tensor wide_kv = torch::stable::new_empty(kv, grad_kv.sizes(), ScalarType::Float);
-      backward<float>(wide(grad), wide(q), wide(kv), offsets, prefix, heads, wide_q, wide_kv, run_backward);
-      torch::stable::copy_(grad_q, wide_q);
-      torch::stable::copy_(grad_kv, wide_kv);
-    }
-  });
+  with_type(kv, "kv",
+            [&]<class T>(T) { backward<T>(grad, q, kv, offsets, prefix, heads, grad_q, grad_kv, run_backward); });
 }
 
 #ifdef TPT_FAST_CUDA
@@ -157,7 +142,6 @@ void backward_cuda(const Tensor& grad, const Tensor& q, const Tensor& kv, const 
   const OnDevice device(q);
   for (const Tensor* t : {&grad, &kv, &offsets, &std::as_const(grad_q), &std::as_const(grad_kv)})
     check_device(*t, "grad, kv, offsets, grad_q and grad_kv", q);
-  check_types(grad, kv, grad_q, grad_kv);
   const auto run = [&]<class T>(PrefixAttentionParams<T> p) {
     Tensor stats = empty(kv, {p.batch, p.heads, p.queries(), 2}, accumulate_type(kv.scalar_type()));
     p.stats = stats.mutable_data_ptr<Accumulate<T>>();
