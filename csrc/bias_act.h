@@ -25,7 +25,6 @@ template <class T>
 void bias_act_backward(const BiasActParams<T>& p, int64_t begin, int64_t end);
 
 #ifdef TPT_FAST_CUDA
-// Half and BFloat16 too.
 template <class T>
 cudaError_t launch_bias_act_forward(const BiasActParams<T>& p, cudaStream_t stream);
 

@@ -142,8 +142,8 @@ template <class T, int kDim>
 }
 
 // Calls run(parameters, b, c) to compute class c, or the prefix where c is the number of classes. With 16-bit rows, the
-// parameters are those of a batch with this class alone, widened in p.wide: a key is read by every query that sees it,
-// and its gradient is their sum, so a row is converted once and rounded once.
+// parameters are those of a batch with this class alone, in p.wide: a key is read by every query that sees it, and its
+// gradient is a sum over them, so rows are widened once and rounded once.
 template <class T>
 class Classes {
  public:

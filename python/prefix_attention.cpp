@@ -2,6 +2,10 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include <algorithm>
+#include <type_traits>
+#include <vector>
+
 #include "checks.h"
 #include "device.h"
 #include "dispatch.h"
