@@ -46,7 +46,6 @@ template <class T>
 void add_layer_norm_backward(const AddLayerNormBackwardParams<T>& p, int64_t begin, int64_t end);
 
 #ifdef TPT_FAST_CUDA
-// Half and BFloat16 too.
 template <class T>
 cudaError_t launch_add_layer_norm(const AddLayerNormParams<T>& p, cudaStream_t stream);
 

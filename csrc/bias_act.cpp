@@ -1,23 +1,40 @@
 #include "bias_act.h"
 
 #include "math.h"
+#include "rows.h"
 
 namespace tpt_fast {
 namespace {
 
-// One loop for every case: `f(x + bias, grad)` is inlined into each.
+constexpr auto kGelu = [](auto x, auto) { return gelu(x); };
+constexpr auto kGeluGrad = [](auto x, auto grad) { return grad * gelu_slope(x); };
+constexpr auto kQuickGelu = [](auto x, auto) { return quick_gelu(x); };
+constexpr auto kQuickGeluGrad = [](auto x, auto grad) { return grad * quick_gelu_slope(x); };
+
+// One loop for every case: `f(x + bias, grad)` is inlined into each, and it into nothing, so that float and the 16-bit
+// types share the code.
+template <bool kBackward, class A, class F>
+[[gnu::noinline]] void row(const A* x, const A* bias, const A* grad, A* out, int64_t n, F f) {
+  if (bias) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) out[i] = f(x[i] + bias[i], kBackward ? grad[i] : A(0));
+  } else {
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) out[i] = f(x[i], kBackward ? grad[i] : A(0));
+  }
+}
+
 template <bool kBackward, class T, class F>
 void each(const BiasActParams<T>& p, int64_t begin, int64_t end, F f) {
-  for (int64_t row = begin; row < end; ++row) {
-    const T *x = p.x + row * p.width, *grad = kBackward ? p.grad + row * p.width : nullptr, *bias = p.bias;
-    T* out = p.out + row * p.width;
-    if (bias) {
-#pragma omp simd
-      for (int64_t i = 0; i < p.width; ++i) out[i] = f(x[i] + bias[i], kBackward ? grad[i] : T(0));
-    } else {
-#pragma omp simd
-      for (int64_t i = 0; i < p.width; ++i) out[i] = f(x[i], kBackward ? grad[i] : T(0));
-    }
+  using A = Accumulate<T>;
+  Piece<T> xs, grads, outs;
+  for (int64_t i = begin; i < end; ++i) {
+    for_pieces<T>(p.width, [&](int64_t first, int64_t n) {
+      const int64_t at = i * p.width + first;
+      const A *x = xs.read(p.x + at, n), *grad = kBackward ? grads.read(p.grad + at, n) : nullptr;
+      row<kBackward>(x, p.bias ? p.bias + first : nullptr, grad, outs.target(p.out + at), n, f);
+      outs.write(p.out + at, n);
+    });
   }
 }
 
@@ -25,23 +42,21 @@ void each(const BiasActParams<T>& p, int64_t begin, int64_t end, F f) {
 
 template <class T>
 void bias_act_forward(const BiasActParams<T>& p, int64_t begin, int64_t end) {
-  if (p.quick)
-    each<false>(p, begin, end, [](T x, T) { return quick_gelu(x); });
-  else
-    each<false>(p, begin, end, [](T x, T) { return gelu(x); });
+  p.quick ? each<false>(p, begin, end, kQuickGelu) : each<false>(p, begin, end, kGelu);
 }
 
 template <class T>
 void bias_act_backward(const BiasActParams<T>& p, int64_t begin, int64_t end) {
-  if (p.quick)
-    each<true>(p, begin, end, [](T x, T grad) { return grad * quick_gelu_slope(x); });
-  else
-    each<true>(p, begin, end, [](T x, T grad) { return grad * gelu_slope(x); });
+  p.quick ? each<true>(p, begin, end, kQuickGeluGrad) : each<true>(p, begin, end, kGeluGrad);
 }
 
-template void bias_act_forward(const BiasActParams<float>&, int64_t, int64_t);
-template void bias_act_forward(const BiasActParams<double>&, int64_t, int64_t);
-template void bias_act_backward(const BiasActParams<float>&, int64_t, int64_t);
-template void bias_act_backward(const BiasActParams<double>&, int64_t, int64_t);
+#define INSTANTIATE(T)                                                       \
+  template void bias_act_forward(const BiasActParams<T>&, int64_t, int64_t); \
+  template void bias_act_backward(const BiasActParams<T>&, int64_t, int64_t);
+INSTANTIATE(float)
+INSTANTIATE(double)
+INSTANTIATE(Half)
+INSTANTIATE(BFloat16)
+#undef INSTANTIATE
 
 }  // namespace tpt_fast

@@ -8,10 +8,10 @@ namespace tpt_fast {
 
 template <class T>
 struct BiasActParams {
-  const T* x;     // [rows, width], before the bias
+  const T* x;                 // [rows, width], before the bias
   const Accumulate<T>* bias;  // [width], or null
-  const T* grad;  // [rows, width] d loss / d y; backward only
-  T* out;         // [rows, width] y, or d loss / d x
+  const T* grad;              // [rows, width] d loss / d y; backward only
+  T* out;                     // [rows, width] y, or d loss / d x
   int64_t rows;
   int64_t width;
   bool quick;  // QuickGELU
@@ -25,7 +25,6 @@ template <class T>
 void bias_act_backward(const BiasActParams<T>& p, int64_t begin, int64_t end);
 
 #ifdef TPT_FAST_CUDA
-// Half and BFloat16 too.
 template <class T>
 cudaError_t launch_bias_act_forward(const BiasActParams<T>& p, cudaStream_t stream);
 

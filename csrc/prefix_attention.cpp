@@ -2,8 +2,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
 
 #include "math.h"
+#include "rows.h"
 
 namespace tpt_fast {
 namespace {
@@ -93,63 +95,159 @@ void attend_backward(const PrefixAttentionParams<T>& p, Head<T, kDim> head, int6
   }
 }
 
+// The next three are not inlined, so that float and the 16-bit types share their code, which takes long to compile.
+
+// All queries of class c, or of the prefix where c is the number of classes.
 template <class T, int kDim>
-void forward(const PrefixAttentionParams<T>& p, Head<T, kDim> head, int64_t begin, int64_t end) {
-  for (int64_t item = begin; item < end; ++item) {
-    const int64_t b = item / (p.classes + 1), c = item % (p.classes + 1);
-    if (c == p.classes) {
-      for (int64_t row = 0; row < p.prefix && !p.last_only; ++row) attend(p, head, b, row, {0, 0, row});
-    } else if (p.last_only) {
-      attend(p, head, b, c, {p.prefix, p.offsets[c], p.offsets[c + 1] - 1});
-    } else {
-      for (int64_t row = p.offsets[c]; row < p.offsets[c + 1]; ++row)
-        attend(p, head, b, row, {p.prefix, p.offsets[c], row});
-    }
+[[gnu::noinline]] void attend_class(const PrefixAttentionParams<T>& p, Head<T, kDim> head, int64_t b, int64_t c) {
+  if (c == p.classes) {
+    for (int64_t row = 0; row < p.prefix && !p.last_only; ++row) attend(p, head, b, row, {0, 0, row});
+  } else if (p.last_only) {
+    attend(p, head, b, c, {p.prefix, p.offsets[c], p.offsets[c + 1] - 1});
+  } else {
+    for (int64_t row = p.offsets[c]; row < p.offsets[c + 1]; ++row)
+      attend(p, head, b, row, {p.prefix, p.offsets[c], row});
   }
 }
 
+// Writes grad_q and grad_kv of the class's rows, and adds to `shared` [prefix, 2 * width].
 template <class T, int kDim>
-void backward_classes(const PrefixAttentionParams<T>& p, Head<T, kDim> head, int64_t begin, int64_t end) {
-  const int64_t blocks = p.blocks(), pair = 2 * p.width;
-  for (int64_t item = begin; item < end; ++item) {
-    const int64_t b = item / blocks, first = item % blocks * kPrefixAttentionClassesAtOnce;
-    const int64_t last = std::min(first + kPrefixAttentionClassesAtOnce, p.classes);
-    T* shared = p.partial + item * p.prefix * pair;
-    std::fill(shared, shared + p.prefix * pair, T(0));
-    for (int64_t row = p.offsets[first]; row < p.offsets[last]; ++row) {
-      T* own = p.grad_kv + b * p.grad_kv_batch + row * p.grad_kv_row;
-      std::fill(own, own + pair, T(0));
-    }
-    for (int64_t c = first; c < last; ++c) {
-      const int64_t start = p.offsets[c], stop = p.offsets[c + 1];
-      for (int64_t row = p.last_only ? stop - 1 : start; row < stop; ++row)
-        attend_backward(p, head, b, p.last_only ? c : row, {p.prefix, start, row}, shared, pair);
-    }
+[[gnu::noinline]] void class_backward(const PrefixAttentionParams<T>& p, Head<T, kDim> head, int64_t b, int64_t c,
+                                      T* shared) {
+  const int64_t pair = 2 * p.width, start = p.offsets[c], stop = p.offsets[c + 1];
+  for (int64_t row = start; row < stop; ++row) {
+    T* own = p.grad_kv + b * p.grad_kv_batch + row * p.grad_kv_row;
+    std::fill(own, own + pair, T(0));
   }
+  for (int64_t row = p.last_only ? stop - 1 : start; row < stop; ++row)
+    attend_backward(p, head, b, p.last_only ? c : row, {p.prefix, start, row}, shared, pair);
 }
 
+// Writes grad_q and grad_kv of the prefix's rows; `partial` [blocks, prefix, 2 * width] comes from the classes.
 template <class T, int kDim>
-void backward_prefix(const PrefixAttentionParams<T>& p, Head<T, kDim> head, int64_t begin, int64_t end) {
-  const int64_t blocks = p.blocks(), pair = 2 * p.width;
-  for (int64_t b = begin; b < end; ++b) {
-    for (int64_t row = 0; row < p.prefix; ++row) {
-      T* to = p.grad_kv + b * p.grad_kv_batch + row * p.grad_kv_row;
-      std::fill(to, to + pair, T(0));
-      for (int64_t block = 0; block < blocks; ++block) {
-        const T* from = p.partial + ((b * blocks + block) * p.prefix + row) * pair;
+[[gnu::noinline]] void prefix_backward(const PrefixAttentionParams<T>& p, Head<T, kDim> head, int64_t b,
+                                       const T* partial, int64_t blocks) {
+  const int64_t pair = 2 * p.width;
+  for (int64_t row = 0; row < p.prefix; ++row) {
+    T* to = p.grad_kv + b * p.grad_kv_batch + row * p.grad_kv_row;
+    std::fill(to, to + pair, T(0));
+    for (int64_t block = 0; block < blocks; ++block) {
+      const T* from = partial + (block * p.prefix + row) * pair;
 #pragma omp simd
-        for (int64_t i = 0; i < pair; ++i) to[i] += from[i];
-      }
+      for (int64_t i = 0; i < pair; ++i) to[i] += from[i];
     }
-    for (int64_t row = 0; row < p.prefix && !p.last_only; ++row)
-      attend_backward(p, head, b, row, {0, 0, row}, static_cast<T*>(nullptr), 0);
+  }
+  for (int64_t row = 0; row < p.prefix && !p.last_only; ++row)
+    attend_backward(p, head, b, row, {0, 0, row}, static_cast<T*>(nullptr), 0);
+}
+
+// Calls run(parameters, b, c) to compute class c, or the prefix where c is the number of classes. With 16-bit rows, the
+// parameters are those of a batch with this class alone, in p.wide: a key is read by every query that sees it, and its
+// gradient is a sum over them, so rows are widened once and rounded once.
+template <class T>
+class Classes {
+ public:
+  using A = Accumulate<T>;
+
+  explicit Classes(const PrefixAttentionParams<T>& p) : p_(p) {}
+
+  template <class Run>
+  void visit(int64_t b, int64_t c, Run run) {
+    if constexpr (std::is_same_v<T, A>) {
+      run(p_, b, c);
+    } else {
+      const bool is_class = c < p_.classes;
+      const int64_t start = is_class ? p_.offsets[c] : 0, count = is_class ? p_.offsets[c + 1] - start : p_.prefix;
+      const Span own{start, is_class ? p_.prefix : 0, count};
+      const Span queries = !p_.last_only ? own : is_class ? Span{c, 0, 1} : Span{0, 0, 0};
+      const int64_t width = p_.width, pair = 2 * width, rows = own.to + count, offsets[] = {p_.prefix, rows};
+      A *kv = p_.wide, *q = kv + rows * pair, *out = q + rows * width;  // or the gradient of out
+      PrefixAttentionParams<A> one{};
+      one.q = q, one.q_row = width;
+      one.kv = kv, one.kv_row = pair;
+      one.offsets = offsets;
+      one.out = out, one.grad = out;
+      one.grad_q = out + rows * width, one.grad_q_row = width;
+      one.grad_kv = one.grad_q + rows * width, one.grad_kv_row = pair;
+      one.rows = rows, one.prefix = p_.prefix, one.classes = is_class, one.width = width, one.heads = p_.heads;
+      one.batch = 1, one.last_only = p_.last_only;
+
+      const T* kvs = p_.kv + b * p_.kv_batch;
+      if (b != batch_) widen_rows({0, 0, p_.prefix}, kvs, p_.kv_row, kv, pair);
+      batch_ = b;  // the prefix stays in its place from class to class
+      if (is_class) widen_rows(own, kvs, p_.kv_row, kv, pair);
+      widen_rows(queries, p_.q + b * p_.q_batch, p_.q_row, q, width);
+      const int64_t dense = b * p_.queries() * width;
+      const bool backward = p_.grad_kv != nullptr;
+      if (backward) widen_rows(queries, p_.grad + dense, width, out, width);
+      run(one, 0, 0);
+      if (!backward) return narrow_rows(queries, out, width, p_.out + dense, width);
+      narrow_rows(queries, one.grad_q, width, p_.grad_q + b * p_.grad_q_batch, p_.grad_q_row);
+      narrow_rows(own, one.grad_kv, pair, p_.grad_kv + b * p_.grad_kv_batch, p_.grad_kv_row);
+    }
+  }
+
+ private:
+  // Rows from.. of the 16-bit tensors, to.. of the wide ones.
+  struct Span {
+    int64_t from, to, count;
+  };
+
+  static void widen_rows(Span span, const T* from, int64_t from_row, A* to, int64_t width) {
+    for (int64_t i = 0; i < span.count; ++i)
+      widen_row(from + (span.from + i) * from_row, to + (span.to + i) * width, width);
+  }
+
+  static void narrow_rows(Span span, const A* from, int64_t width, T* to, int64_t to_row) {
+    for (int64_t i = 0; i < span.count; ++i)
+      narrow_row(from + (span.to + i) * width, to + (span.from + i) * to_row, width);
+  }
+
+  const PrefixAttentionParams<T>& p_;
+  int64_t batch_ = -1;
+};
+
+template <class T, class H>
+void forward(const PrefixAttentionParams<T>& p, H head, int64_t begin, int64_t end) {
+  Classes<T> classes(p);
+  for (int64_t item = begin; item < end; ++item) {
+    classes.visit(item / (p.classes + 1), item % (p.classes + 1),
+                  [&](const auto& wide, int64_t b, int64_t c) { attend_class(wide, head, b, c); });
+  }
+}
+
+template <class T, class H>
+void backward_classes(const PrefixAttentionParams<T>& p, H head, int64_t begin, int64_t end) {
+  Classes<T> classes(p);
+  const int64_t blocks = p.blocks(), size = p.prefix * 2 * p.width;
+  for (int64_t item = begin; item < end; ++item) {
+    const int64_t first = item % blocks * kPrefixAttentionClassesAtOnce;
+    const int64_t last = std::min(first + kPrefixAttentionClassesAtOnce, p.classes);
+    auto* shared = p.partial + item * size;
+    std::fill(shared, shared + size, Accumulate<T>(0));
+    for (int64_t c = first; c < last; ++c) {
+      classes.visit(item / blocks, c,
+                    [&](const auto& wide, int64_t b, int64_t c) { class_backward(wide, head, b, c, shared); });
+    }
+  }
+}
+
+template <class T, class H>
+void backward_prefix(const PrefixAttentionParams<T>& p, H head, int64_t begin, int64_t end) {
+  Classes<T> classes(p);
+  const int64_t blocks = p.blocks(), size = blocks * p.prefix * 2 * p.width;
+  for (int64_t b = begin; b < end; ++b) {
+    classes.visit(b, p.classes, [&](const auto& wide, int64_t at, int64_t) {
+      prefix_backward(wide, head, at, p.partial + b * size, blocks);
+    });
   }
 }
 
 template <class T, class Run>
 void with_head(const PrefixAttentionParams<T>& p, Run run) {
   const int64_t dim = p.width / p.heads;
-  dim == 64 ? run(Head<T, 64>{dim}) : run(Head<T, 0>{dim});
+  using A = Accumulate<T>;
+  dim == 64 ? run(Head<A, 64>{dim}) : run(Head<A, 0>{dim});
 }
 
 }  // namespace
@@ -175,6 +273,8 @@ void prefix_attention_backward_prefix(const PrefixAttentionParams<T>& p, int64_t
   template void prefix_attention_backward_prefix(const PrefixAttentionParams<T>&, int64_t, int64_t);
 INSTANTIATE(float)
 INSTANTIATE(double)
+INSTANTIATE(Half)
+INSTANTIATE(BFloat16)
 #undef INSTANTIATE
 
 }  // namespace tpt_fast

@@ -29,6 +29,7 @@ struct PrefixAttentionParams {
   int64_t batch, rows, prefix, classes, width, heads;
   bool last_only;        // Q = classes
   Accumulate<T>* stats;  // [B, heads, Q, 2] scratch: log sum exp, mean slope; backward on CUDA only
+  Accumulate<T>* wide;   // [prefix + longest suffix, 7 * width] scratch of one range; 16-bit types on the CPU only
 
   TPT_FAST_HOST_DEVICE int64_t queries() const { return last_only ? classes : rows; }
   TPT_FAST_HOST_DEVICE int64_t blocks() const {

@@ -6,6 +6,7 @@
 
 #include "checks.h"
 #include "device.h"
+#include "dispatch.h"
 
 namespace tpt_fast {
 namespace {
@@ -84,26 +85,23 @@ void check_rows(const Tensor& x, const char* name) {
 
 Outputs forward_cpu(const Tensor& x, std::optional<Tensor> delta, std::optional<Tensor> delta_bias,
                     const Tensor& weight, const Tensor& bias, double eps) {
-  check_dtype(x, "x", {ScalarType::Float, ScalarType::Double});
   check_rows(x, "x");
   const auto run = [](const auto& p) {
     torch::stable::parallel_for(0, p.rows, 1 + kElementsAtOnce / p.width,
                                 [&](int64_t begin, int64_t end) { add_layer_norm_forward(p, begin, end); });
   };
-  return x.scalar_type() == ScalarType::Float ? forward<float>(x, delta, delta_bias, weight, bias, eps, run)
-                                              : forward<double>(x, delta, delta_bias, weight, bias, eps, run);
+  return with_type(x, "x", [&]<class T>(T) { return forward<T>(x, delta, delta_bias, weight, bias, eps, run); });
 }
 
 Tensor backward_cpu(const Tensor& grad_normed, std::optional<Tensor> grad_sum, const Tensor& sum, const Tensor& mean,
                     const Tensor& rstd, const Tensor& weight) {
-  check_dtype(sum, "sum", {ScalarType::Float, ScalarType::Double});
   check_rows(sum, "sum");
   const auto run = [](const auto& p) {
     torch::stable::parallel_for(0, p.rows, 1 + kElementsAtOnce / p.width,
                                 [&](int64_t begin, int64_t end) { add_layer_norm_backward(p, begin, end); });
   };
-  return sum.scalar_type() == ScalarType::Float ? backward<float>(grad_normed, grad_sum, sum, mean, rstd, weight, run)
-                                                : backward<double>(grad_normed, grad_sum, sum, mean, rstd, weight, run);
+  return with_type(sum, "sum",
+                   [&]<class T>(T) { return backward<T>(grad_normed, grad_sum, sum, mean, rstd, weight, run); });
 }
 
 #ifdef TPT_FAST_CUDA
@@ -115,17 +113,7 @@ Outputs forward_cuda(const Tensor& x, std::optional<Tensor> delta, std::optional
   for (const auto* t : {&delta, &delta_bias})
     if (*t) check_device(**t, "delta and delta_bias", x);
   const auto run = [&](const auto& p) { check_launch(launch_add_layer_norm(p, device.stream()), "add_layer_norm"); };
-  switch (x.scalar_type()) {
-    case ScalarType::Float:
-      return forward<float>(x, delta, delta_bias, weight, bias, eps, run);
-    case ScalarType::Half:
-      return forward<Half>(x, delta, delta_bias, weight, bias, eps, run);
-    case ScalarType::BFloat16:
-      return forward<BFloat16>(x, delta, delta_bias, weight, bias, eps, run);
-    default:
-      check_dtype(x, "x", {ScalarType::Double});
-  }
-  return forward<double>(x, delta, delta_bias, weight, bias, eps, run);
+  return with_type(x, "x", [&]<class T>(T) { return forward<T>(x, delta, delta_bias, weight, bias, eps, run); });
 }
 
 Tensor backward_cuda(const Tensor& grad_normed, std::optional<Tensor> grad_sum, const Tensor& sum, const Tensor& mean,
@@ -138,17 +126,8 @@ Tensor backward_cuda(const Tensor& grad_normed, std::optional<Tensor> grad_sum, 
   const auto run = [&](const auto& p) {
     check_launch(launch_add_layer_norm_backward(p, device.stream()), "add_layer_norm_backward");
   };
-  switch (sum.scalar_type()) {
-    case ScalarType::Float:
-      return backward<float>(grad_normed, grad_sum, sum, mean, rstd, weight, run);
-    case ScalarType::Half:
-      return backward<Half>(grad_normed, grad_sum, sum, mean, rstd, weight, run);
-    case ScalarType::BFloat16:
-      return backward<BFloat16>(grad_normed, grad_sum, sum, mean, rstd, weight, run);
-    default:
-      check_dtype(sum, "sum", {ScalarType::Double});
-  }
-  return backward<double>(grad_normed, grad_sum, sum, mean, rstd, weight, run);
+  return with_type(sum, "sum",
+                   [&]<class T>(T) { return backward<T>(grad_normed, grad_sum, sum, mean, rstd, weight, run); });
 }
 #endif
 

@@ -4,6 +4,7 @@
 
 #include "checks.h"
 #include "device.h"
+#include "dispatch.h"
 
 namespace tpt_fast {
 namespace {
@@ -39,14 +40,12 @@ Tensor bias_act(const Tensor& x_in, const std::optional<Tensor>& bias_in, bool q
 }
 
 Tensor on_cpu(const Tensor& x, const std::optional<Tensor>& bias, bool quick, const Tensor* grad) {
-  check_dtype(x, "x", {ScalarType::Float, ScalarType::Double});
   const auto run = [&](const auto& p) {
     torch::stable::parallel_for(0, p.rows, 1 + kElementsAtOnce / (p.width + 1), [&](int64_t begin, int64_t end) {
       grad ? bias_act_backward(p, begin, end) : bias_act_forward(p, begin, end);
     });
   };
-  return x.scalar_type() == ScalarType::Float ? bias_act<float>(x, bias, quick, grad, run)
-                                              : bias_act<double>(x, bias, quick, grad, run);
+  return with_type(x, "x", [&]<class T>(T) { return bias_act<T>(x, bias, quick, grad, run); });
 }
 
 Tensor forward_cpu(const Tensor& x, std::optional<Tensor> bias, bool quick) { return on_cpu(x, bias, quick, nullptr); }
@@ -64,17 +63,7 @@ Tensor on_cuda(const Tensor& x, const std::optional<Tensor>& bias, bool quick, c
     check_launch(grad ? launch_bias_act_backward(p, device.stream()) : launch_bias_act_forward(p, device.stream()),
                  "bias_act");
   };
-  switch (x.scalar_type()) {
-    case ScalarType::Float:
-      return bias_act<float>(x, bias, quick, grad, run);
-    case ScalarType::Half:
-      return bias_act<Half>(x, bias, quick, grad, run);
-    case ScalarType::BFloat16:
-      return bias_act<BFloat16>(x, bias, quick, grad, run);
-    default:
-      check_dtype(x, "x", {ScalarType::Double});
-      return bias_act<double>(x, bias, quick, grad, run);
-  }
+  return with_type(x, "x", [&]<class T>(T) { return bias_act<T>(x, bias, quick, grad, run); });
 }
 
 Tensor forward_cuda(const Tensor& x, std::optional<Tensor> bias, bool quick) {

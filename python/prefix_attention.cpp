@@ -2,8 +2,13 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include <algorithm>
+#include <type_traits>
+#include <vector>
+
 #include "checks.h"
 #include "device.h"
+#include "dispatch.h"
 
 namespace tpt_fast {
 namespace {
@@ -42,21 +47,23 @@ PrefixAttentionParams<T> params(const Tensor& q, const Tensor& kv, const Tensor&
   return p;
 }
 
-// Only the CPU can look at the offsets without waiting for a device.
+// Returns the most keys that a query has. Only the CPU can look at the offsets without waiting for a device.
 template <class T>
-void check_offsets(const PrefixAttentionParams<T>& p) {
-  int64_t previous = p.offsets[0];
+int64_t check_offsets(const PrefixAttentionParams<T>& p) {
+  int64_t previous = p.offsets[0], most = p.prefix;
   STD_TORCH_CHECK(previous == p.prefix, "offsets: expected to start at the prefix, ", p.prefix, ", got ", previous);
   for (int64_t c = 1; c <= p.classes; ++c) {
     STD_TORCH_CHECK(p.offsets[c] > previous, "offsets: expected ascending, got ", p.offsets[c], " after ", previous);
     const int64_t keys = p.prefix + p.offsets[c] - previous;
     STD_TORCH_CHECK(keys <= kPrefixAttentionMaxKeys, "offsets: expected at most ", kPrefixAttentionMaxKeys,
                     " keys a query, got ", keys);
+    most = std::max(most, keys);
     previous = p.offsets[c];
   }
   STD_TORCH_CHECK(previous == p.rows, "offsets: expected to end at the number of rows, ", p.rows, ", got ", previous);
   STD_TORCH_CHECK(p.prefix <= kPrefixAttentionMaxKeys, "prefix: expected at most ", kPrefixAttentionMaxKeys, ", got ",
                   p.prefix);
+  return most;
 }
 
 // Both fill the parameters and allocate; `run` looks at the offsets if it can, and computes.
@@ -93,31 +100,35 @@ void backward(const Tensor& grad_in, const Tensor& q, const Tensor& kv, const Te
   run(p);
 }
 
-const auto run_forward = [](const auto& p) {
-  check_offsets(p);
-  parallel_for(0, p.batch * (p.classes + 1), 4,
-               [&](int64_t begin, int64_t end) { prefix_attention_forward(p, begin, end); });
+// Runs a range function over `items`; `keys` is the most that a query has. Each range gets scratch memory of its own.
+template <class T, class Kernel>
+void over(const PrefixAttentionParams<T>& p, int64_t keys, int64_t items, int64_t at_once, Kernel kernel) {
+  parallel_for(0, items, at_once, [&](int64_t begin, int64_t end) {
+    std::vector<Accumulate<T>> wide(std::is_same_v<T, Accumulate<T>> ? 0 : keys * 7 * p.width);
+    PrefixAttentionParams<T> own = p;
+    own.wide = wide.data();
+    kernel(own, begin, end);
+  });
+}
+
+const auto run_forward = []<class T>(const PrefixAttentionParams<T>& p) {
+  over(p, check_offsets(p), p.batch * (p.classes + 1), 4, prefix_attention_forward<T>);
 };
 
-const auto run_backward = [](const auto& p) {
-  check_offsets(p);
-  parallel_for(0, p.batch * p.blocks(), 1,
-               [&](int64_t begin, int64_t end) { prefix_attention_backward_classes(p, begin, end); });
-  parallel_for(0, p.batch, 1, [&](int64_t begin, int64_t end) { prefix_attention_backward_prefix(p, begin, end); });
+const auto run_backward = []<class T>(const PrefixAttentionParams<T>& p) {
+  const int64_t keys = check_offsets(p);
+  over(p, keys, p.batch * p.blocks(), 1, prefix_attention_backward_classes<T>);
+  over(p, keys, p.batch, 1, prefix_attention_backward_prefix<T>);
 };
 
 Tensor forward_cpu(const Tensor& q, const Tensor& kv, const Tensor& offsets, int64_t prefix, int64_t heads) {
-  check_dtype(kv, "kv", {ScalarType::Float, ScalarType::Double});
-  return kv.scalar_type() == ScalarType::Float ? forward<float>(q, kv, offsets, prefix, heads, run_forward)
-                                               : forward<double>(q, kv, offsets, prefix, heads, run_forward);
+  return with_type(kv, "kv", [&]<class T>(T) { return forward<T>(q, kv, offsets, prefix, heads, run_forward); });
 }
 
 void backward_cpu(const Tensor& grad, const Tensor& q, const Tensor& kv, const Tensor& offsets, int64_t prefix,
                   int64_t heads, Tensor grad_q, Tensor grad_kv) {
-  check_dtype(kv, "kv", {ScalarType::Float, ScalarType::Double});
-  kv.scalar_type() == ScalarType::Float
-      ? backward<float>(grad, q, kv, offsets, prefix, heads, grad_q, grad_kv, run_backward)
-      : backward<double>(grad, q, kv, offsets, prefix, heads, grad_q, grad_kv, run_backward);
+  with_type(kv, "kv",
+            [&]<class T>(T) { backward<T>(grad, q, kv, offsets, prefix, heads, grad_q, grad_kv, run_backward); });
 }
 
 #ifdef TPT_FAST_CUDA
@@ -127,17 +138,7 @@ Tensor forward_cuda(const Tensor& q, const Tensor& kv, const Tensor& offsets, in
   const auto run = [&](const auto& p) {
     check_launch(launch_prefix_attention(p, device.stream()), "prefix_attention");
   };
-  switch (kv.scalar_type()) {
-    case ScalarType::Float:
-      return forward<float>(q, kv, offsets, prefix, heads, run);
-    case ScalarType::Half:
-      return forward<Half>(q, kv, offsets, prefix, heads, run);
-    case ScalarType::BFloat16:
-      return forward<BFloat16>(q, kv, offsets, prefix, heads, run);
-    default:
-      check_dtype(kv, "kv", {ScalarType::Double});
-  }
-  return forward<double>(q, kv, offsets, prefix, heads, run);
+  return with_type(kv, "kv", [&]<class T>(T) { return forward<T>(q, kv, offsets, prefix, heads, run); });
 }
 
 void backward_cuda(const Tensor& grad, const Tensor& q, const Tensor& kv, const Tensor& offsets, int64_t prefix,
@@ -150,17 +151,7 @@ void backward_cuda(const Tensor& grad, const Tensor& q, const Tensor& kv, const 
     p.stats = stats.mutable_data_ptr<Accumulate<T>>();
     check_launch(launch_prefix_attention_backward(p, device.stream()), "prefix_attention_backward");
   };
-  switch (kv.scalar_type()) {
-    case ScalarType::Float:
-      return backward<float>(grad, q, kv, offsets, prefix, heads, grad_q, grad_kv, run);
-    case ScalarType::Half:
-      return backward<Half>(grad, q, kv, offsets, prefix, heads, grad_q, grad_kv, run);
-    case ScalarType::BFloat16:
-      return backward<BFloat16>(grad, q, kv, offsets, prefix, heads, grad_q, grad_kv, run);
-    default:
-      check_dtype(kv, "kv", {ScalarType::Double});
-  }
-  backward<double>(grad, q, kv, offsets, prefix, heads, grad_q, grad_kv, run);
+  with_type(kv, "kv", [&]<class T>(T) { backward<T>(grad, q, kv, offsets, prefix, heads, grad_q, grad_kv, run); });
 }
 #endif
 

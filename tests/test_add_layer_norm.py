@@ -21,7 +21,7 @@ def inputs(shape, dtype, seed=0):
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("shape", [(7, 33), (1, 8), (2, 3, 64), (16,), (0, 8), (90, 131)])
+@pytest.mark.parametrize("shape", [(7, 33), (1, 8), (2, 3, 64), (16,), (0, 8), (90, 131), (3, 515), (2, 1100)])
 @pytest.mark.parametrize("branch", ["none", "delta", "delta and bias"])
 def test_equals_the_reference(shape, dtype, branch):
     x, delta, delta_bias, weight, bias = inputs(shape, dtype)
@@ -63,6 +63,26 @@ def test_bad_rows_stay_alone_and_constant_rows_are_finite():
     assert normed[1].isnan().all()
     assert normed[[0, 2, 3]].isfinite().all()
     torch.testing.assert_close(normed[2], bias)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("width", [9, 515])
+def test_half_types_are_rounded_where_they_are_stored(width, dtype):
+    x, delta, delta_bias, weight, bias = inputs((4, width), dtype)
+    limits = torch.finfo(dtype)
+    x[1, 2] = delta[1, 2] = limits.max  # their sum is beyond it
+    x[2], delta[2], delta_bias[:] = limits.smallest_normal / 4, limits.smallest_normal / 8, 0
+    total, normed, mean, rstd = add_layer_norm(x, delta, weight, bias, 1e-5, delta_bias=delta_bias)
+    assert torch.equal(total, (x.float() + (delta.float() + delta_bias)).to(dtype))
+    assert total[1, 2] == torch.inf
+    assert normed[1].isnan().all()
+    torch.testing.assert_close(mean[2], total[2, 0].float(), rtol=1e-5, atol=0)
+
+    grad = add_layer_norm_backward(total, x, total, mean, rstd, weight)
+    assert grad[1].isnan().all()
+    rows = [0, 2, 3]
+    wide = (t[rows].float() for t in (total, x, total, mean, rstd))
+    torch.testing.assert_close(grad[rows], add_layer_norm_backward(*wide, weight).to(dtype), rtol=limits.eps, atol=1e-6)
 
 
 def test_non_contiguous_and_repeatable():

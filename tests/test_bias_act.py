@@ -56,6 +56,26 @@ def test_extremes(activation):
     assert torch.equal(slope, torch.tensor([0.5, 1.0, 0.0]))
 
 
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("width", [7, 512, 515, 1037])
+def test_half_types_are_rounded_float32(width, dtype, activation):
+    x, bias = inputs((5, width), dtype)
+    grad = inputs((5, width), dtype, seed=1)[0]
+    limits = torch.finfo(dtype)
+    x[0, :6] = torch.tensor([limits.max, limits.min, limits.smallest_normal / 4, torch.inf, -torch.inf, torch.nan])
+    grad[1, :4] = torch.tensor([limits.max, limits.smallest_normal / 4, torch.inf, torch.nan])
+    x[1, :4], bias[0] = 1.5, limits.max / 4  # a sum beyond the largest number, a gradient of it, a tiny one
+    for b in (bias, None):
+        exact = {"rtol": 0, "atol": 0, "equal_nan": True}
+        y = bias_act(x, b, activation)
+        torch.testing.assert_close(y, bias_act(x.float(), b, activation).to(dtype), **exact)
+        slope = bias_act_backward(grad, x, b, activation)
+        torch.testing.assert_close(slope, bias_act_backward(grad.float(), x.float(), b, activation).to(dtype), **exact)
+    assert bias_act(x, bias, activation)[0, 0] == torch.inf
+    assert slope[1, 1] != 0
+
+
 def test_non_contiguous_and_repeatable():
     x, bias = inputs((64, 40), torch.float32)
     sliced, b = x[::2, 3:20], bias[3:20]

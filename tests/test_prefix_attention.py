@@ -53,6 +53,25 @@ def test_equals_the_reference(case, dtype, last_only):
         torch.testing.assert_close(one.double(), two, **close)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("last_only", [False, True])
+@pytest.mark.parametrize("case", [(5, [3, 7] * 17, 2, 64), (0, [40, 2], 3, 5), (9, [1, 30], 1, 128)])
+def test_half_types_are_float32_rounded_once(case, dtype, last_only):
+    """A sum over queries that were rounded on its way would differ: of a key's gradient, or of the prefix's."""
+    q, kv, offsets, *rest = inputs(case, dtype)
+    rows = slice(None) if not last_only else offsets[1:] - 1
+    q, grad = q[:, rows], inputs(case, dtype, seed=1)[0][:, rows]
+
+    def run(q, kv, grad):
+        both = q.new_full((2, kv.shape[1], 3 * q.shape[2]), torch.nan)  # the gradients' rows are parts of longer ones
+        grads = both[:, : q.shape[1], : q.shape[2]], both[..., q.shape[2] :]
+        prefix_attention_backward(grad, q, kv, offsets, *rest, *grads)
+        return prefix_attention(q, kv, offsets, *rest), *grads
+
+    for one, two in zip(run(q, kv, grad), run(q.float(), kv.float(), grad.float()), strict=True):
+        assert torch.equal(one, two.to(dtype))
+
+
 @pytest.mark.parametrize("case", CASES[:-1])
 def test_is_causal_attention_of_each_prompt(case):
     q, kv, offsets, prefix, heads = inputs(case, torch.float64, batch=1)
@@ -81,8 +100,9 @@ def test_opcheck():
     torch.library.opcheck(torch.ops.tpt_fast.prefix_attention_backward.default, args)
 
 
-def test_repeats_bit_for_bit_on_any_number_of_threads():
-    q, kv, *rest = inputs((5, [3, 4, 2] * 30, 2, 64), torch.float32)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_repeats_bit_for_bit_on_any_number_of_threads(dtype):
+    q, kv, *rest = inputs((5, [3, 4, 2] * 30, 2, 64), dtype)
 
     def run():
         grads = torch.empty_like(q), torch.empty_like(kv)
@@ -99,8 +119,9 @@ def test_repeats_bit_for_bit_on_any_number_of_threads():
         assert torch.equal(one, two)
 
 
-def test_large_scores_and_bad_rows():
-    q, kv, offsets, prefix, heads = inputs((2, [2, 2], 1, 8), torch.float32, batch=1)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_large_scores_and_bad_rows(dtype):
+    q, kv, offsets, prefix, heads = inputs((2, [2, 2], 1, 8), dtype, batch=1)
     kv = kv.clone()
     kv[0, 3, 8:] = torch.nan  # a value of the first suffix's last row
     out = prefix_attention(200 * q, kv, offsets, prefix, heads)

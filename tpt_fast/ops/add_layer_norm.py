@@ -21,7 +21,6 @@ define(
     " -> Tensor",
     reference.add_layer_norm_backward,
 )
-_HALF = (torch.float16, torch.bfloat16)
 
 
 class AddLayerNorm(NamedTuple):
@@ -114,11 +113,8 @@ def add_layer_norm(
         _check(delta_bias, "delta_bias", x)
         if delta is None:
             raise ValueError("delta_bias: expected None without delta")
-    if x.dtype in _HALF and x.device.type == "cpu":  # the CPU kernels hold float32 and float64 only
-        outputs = reference.add_layer_norm(x, delta, delta_bias, weight, bias, eps)
-    else:
-        _jit.ensure()
-        outputs = torch.ops.tpt_fast.add_layer_norm(x, delta, delta_bias, weight, bias, eps)
+    _jit.ensure()
+    outputs = torch.ops.tpt_fast.add_layer_norm(x, delta, delta_bias, weight, bias, eps)
     return AddLayerNorm(x if delta is None else outputs[0], *outputs[1:])
 
 
@@ -138,8 +134,6 @@ def add_layer_norm_backward(
     _check(weight, "weight", sum)
     if grad_sum is not None:
         _check(grad_sum, "grad_sum", sum, rows=True)
-    if sum.dtype in _HALF and sum.device.type == "cpu":
-        return reference.add_layer_norm_backward(grad_normed, grad_sum, sum, mean, rstd, weight)
     _jit.ensure()
     return torch.ops.tpt_fast.add_layer_norm_backward(grad_normed, grad_sum, sum, mean, rstd, weight)
 

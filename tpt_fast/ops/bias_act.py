@@ -13,7 +13,7 @@ define("bias_act(Tensor x, Tensor? bias, bool quick) -> Tensor", reference.bias_
 define("bias_act_backward(Tensor grad, Tensor x, Tensor? bias, bool quick) -> Tensor", reference.bias_act_backward)
 
 ACTIVATIONS = ("gelu", "quick_gelu")
-_HALF = (torch.float16, torch.bfloat16)
+_FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 @torch.library.register_fake("tpt_fast::bias_act")
@@ -57,8 +57,6 @@ def bias_act(x: Tensor, bias: Tensor | None = None, activation: str = "gelu") ->
         TypeError: ``x`` or ``bias`` of another type.
     """
     quick = _check(x, bias, activation)
-    if x.dtype in _HALF and x.device.type == "cpu":  # the CPU kernels hold float32 and float64 only
-        return reference.bias_act(x, bias, quick)
     _jit.ensure()
     return torch.ops.tpt_fast.bias_act(x, bias, quick)
 
@@ -66,8 +64,6 @@ def bias_act(x: Tensor, bias: Tensor | None = None, activation: str = "gelu") ->
 def bias_act_backward(grad: Tensor, x: Tensor, bias: Tensor | None = None, activation: str = "gelu") -> Tensor:
     """Gradient with respect to ``x`` of :func:`bias_act`, from the gradient ``grad`` [..., width] of its result."""
     quick = _check(x, bias, activation)
-    if x.dtype in _HALF and x.device.type == "cpu":
-        return reference.bias_act_backward(grad, x, bias, quick)
     _jit.ensure()
     return torch.ops.tpt_fast.bias_act_backward(grad, x, bias, quick)
 
@@ -75,7 +71,7 @@ def bias_act_backward(grad: Tensor, x: Tensor, bias: Tensor | None = None, activ
 def _check(x: Tensor, bias: Tensor | None, activation: str) -> bool:
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation: expected one of {', '.join(ACTIVATIONS)}, got {activation!r}")
-    if x.dtype not in (torch.float32, torch.float64, *_HALF):
+    if x.dtype not in _FLOATING:
         raise TypeError(f"x: expected a floating point tensor, got {x.dtype}")
     accumulate = torch.float64 if x.dtype == torch.float64 else torch.float32
     if bias is not None and bias.dtype != accumulate:

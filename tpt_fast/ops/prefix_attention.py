@@ -19,7 +19,7 @@ define(
 )
 
 MAX_KEYS = 1024  #: the most keys a query may have: prefix and longest suffix together
-_HALF = (torch.float16, torch.bfloat16)
+_FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 @torch.library.register_fake("tpt_fast::prefix_attention")
@@ -69,8 +69,6 @@ def prefix_attention(q: Tensor, kv: Tensor, offsets: Tensor, prefix: int, heads:
         ValueError, TypeError: shapes or types that do not fit, or over 1024 keys for a query.
     """
     _check(q, kv, offsets, prefix, heads)
-    if kv.dtype in _HALF and kv.device.type == "cpu":  # the CPU kernels hold float32 and float64 only
-        return reference.prefix_attention(q, kv, offsets, prefix, heads)
     _jit.ensure()
     return torch.ops.tpt_fast.prefix_attention(q, kv, offsets, prefix, heads)
 
@@ -87,15 +85,12 @@ def prefix_attention_backward(
     for name, t, like in (("grad", grad, q), ("grad_q", grad_q, q), ("grad_kv", grad_kv, kv)):
         if t.shape != like.shape or t.dtype != like.dtype:
             raise ValueError(f"{name}: expected {like.dtype} {list(like.shape)}, got {t.dtype} {list(t.shape)}")
-    if kv.dtype in _HALF and kv.device.type == "cpu":
-        reference.prefix_attention_backward(grad, q, kv, offsets, prefix, heads, grad_q, grad_kv)
-        return
     _jit.ensure()
     torch.ops.tpt_fast.prefix_attention_backward(grad, q, kv, offsets, prefix, heads, grad_q, grad_kv)
 
 
 def _check(q: Tensor, kv: Tensor, offsets: Tensor, prefix: int, heads: int) -> None:
-    if kv.dtype not in (torch.float32, torch.float64, *_HALF) or q.dtype != kv.dtype:
+    if kv.dtype not in _FLOATING or q.dtype != kv.dtype:
         raise TypeError(f"q, kv: expected one floating point type, got {q.dtype} and {kv.dtype}")
     if kv.ndim != 3 or q.ndim != 3 or kv.shape[2] != 2 * q.shape[2] or kv.shape[0] != q.shape[0]:
         raise ValueError(f"q, kv: expected [B, R or C, W] and [B, R, 2W], got {list(q.shape)} and {list(kv.shape)}")
