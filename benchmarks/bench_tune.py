@@ -1,8 +1,8 @@
 """One whole image: the Tuner against the published algorithm in plain PyTorch, from a photograph and from given views.
 
-The cases are those of ``tpt-fast bench --model``, each row a test of its own. ``--all-models`` runs the other towers and
-numbers of classes too; the published algorithm is left out where its graph does not fit in memory. On a GPU both also
-run in fp16, the published one by autocast.
+The cases are those of ``tpt-fast bench --model``, each row a test of its own. ``--all-models`` runs the other towers
+and numbers of classes too; the published algorithm is left out where its graph does not fit in memory. On a GPU both
+also run in fp16, the published one by autocast.
 
 ``python benchmarks/bench_tune.py PICTURE`` draws where the time goes, from the rows that ``--rows`` has kept.
 """

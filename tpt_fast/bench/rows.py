@@ -133,5 +133,6 @@ def write(path: Path, rows: Iterable[Row]) -> None:
 
     new = {key(row): row for row in rows}
     kept = [row for row in read(path) if key(row) not in new]
+    path.parent.mkdir(parents=True, exist_ok=True)
     with written_aside(path) as aside:
         aside.write_text("".join(json.dumps(row) + "\n" for row in [*kept, *new.values()]), "utf-8")

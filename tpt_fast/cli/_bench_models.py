@@ -154,25 +154,28 @@ def _draw(rows: list[Row], plot: Path) -> None:
 
 
 def _table(rows: list[Row]) -> Table:
-    from ..bench.rows import duration
-
     machine = f"{rows[0]['gpu'] or rows[0]['cpu']}, {rows[0]['threads']} threads, torch {rows[0]['torch']}"
-    headings = "case", "", "median", "20 to 80 %", "images/s", "peak MB", "ratio", "floors"
+    headings = "case", "", "median", "20 %, 80 %", "images/s", "peak MB", "ratio", "floors"
     caption = f"{machine}; ratio: to tpt_fast; floors: times the time of its matrix products at this machine's rate"
     table = Table(*headings, caption=caption, box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
     table.columns[0].overflow = "fold"  # cut nothing off: the table may be written to a file
     for column in table.columns[1:]:
         column.no_wrap, column.justify = True, "right"
-    for row in rows:
-        low, high = duration(row["q20"]), duration(row["q80"])
-        table.add_row(
-            row["case"],
-            row["backend"],
-            duration(row["median"]),
-            f"{low}, {high}",
-            f"{row['images_per_s']:.3g}",
-            "?" if row["peak_mb"] is None else f"{row['peak_mb']}",
-            f"{row['ratio']:.1f}",
-            f"{row['over_floor']:.2f}" if "over_floor" in row else "",
-        )
+    for case in dict.fromkeys(row["case"] for row in rows):
+        lines = [_line(row) for row in rows if row["case"] == case]
+        table.add_row(case, *map("\n".join, zip(*lines, strict=True)))
     return table
+
+
+def _line(row: Row) -> list[str]:
+    from ..bench.rows import duration
+
+    return [
+        row["backend"],
+        duration(row["median"]),
+        f"{duration(row['q20'])}, {duration(row['q80'])}",
+        f"{row['images_per_s']:.3g}",
+        "?" if row["peak_mb"] is None else f"{row['peak_mb']}",
+        f"{row['ratio']:.1f}",
+        f"{row['over_floor']:.2f}" if "over_floor" in row else "",
+    ]
