@@ -14,13 +14,15 @@ import time
 from functools import lru_cache
 from pathlib import Path
 
+import kept
 import open_clip
 import pytest
-import rows
 import torch
 from packed import NAMES, TOWER
 
 from tpt_fast import TextEncoder
+from tpt_fast.bench import rows
+from tpt_fast.bench.peak import Peak
 from tpt_fast.reference.tpt import context_in_place
 
 CLASSES = len(NAMES)
@@ -92,7 +94,7 @@ def measure(classes, rounds):
     torch.manual_seed(0)
     model = open_clip.create_model(TOWER).eval().requires_grad_(False)
     names = [NAMES[i % CLASSES] + (f" {i // CLASSES}" if i >= CLASSES else "") for i in range(classes)]
-    peak, taken = rows.Peak(), []
+    peak, taken = Peak(torch.device("cpu")), []
     encoder = peak.of(lambda: TextEncoder(model, names, tokenizer=open_clip.get_tokenizer(TOWER)))
     features, tape = peak.of(encoder.initial)
     grad = torch.randn_like(features)
@@ -118,25 +120,25 @@ def test_sizes(request, classes, rounds, limit):
     row = rows.row("text_sizes", f"{TOWER}, {classes} classes", "tpt_fast", measured.pop("seconds"), **measured)
     print(row)
     if request.config.getoption("--rows"):
-        rows.write("text_sizes", [row])
+        rows.write(kept.path("text_sizes"), [row])
     assert measured["peak_mb"] < limit
 
 
-def draw(kept, path):
+def draw(found, path):
     """Seconds and memory over tokens, with the line that the smallest size predicts."""
     import matplotlib.pyplot as plt
 
-    kept = sorted(kept, key=lambda row: row["tokens"])
-    tokens, seconds = ([row[name] for row in kept] for name in ("tokens", "median"))
+    found = sorted(found, key=lambda row: row["tokens"])
+    tokens, seconds = ([row[name] for row in found] for name in ("tokens", "median"))
     figure, (above, below) = plt.subplots(2, 1, figsize=(7, 6), sharex=True, layout="constrained")
     above.loglog(tokens, seconds, "o-", label="measured")
     above.loglog(tokens, [seconds[0] * n / tokens[0] for n in tokens], "--", color="grey", label="linear")
-    above.set(ylabel="seconds an image", title=f"{TOWER}'s text tower, backward and forward, {kept[0]['cpu']}")
+    above.set(ylabel="seconds an image", title=f"{TOWER}'s text tower, backward and forward, {found[0]['cpu']}")
     above.legend(loc="lower right")
     above.margins(x=0.15)
-    below.semilogx(tokens, [row["peak_mb"] / 1e3 for row in kept], "o-")
+    below.semilogx(tokens, [row["peak_mb"] / 1e3 for row in found], "o-")
     below.set(xlabel="packed tokens", ylabel="peak above the model, GB", ylim=(0, None))
-    for row in kept:
+    for row in found:
         above.annotate(f"{row['classes']:,} classes ", (row["tokens"], row["median"]), ha="right", va="bottom")
     figure.savefig(path, dpi=150)
 
@@ -144,4 +146,4 @@ def draw(kept, path):
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         raise SystemExit(f"usage: python {sys.argv[0]} PICTURE")
-    draw(rows.read("text_sizes"), sys.argv[1])
+    draw(rows.read(kept.path("text_sizes")), sys.argv[1])

@@ -3,8 +3,9 @@
 import open_clip
 import pytest
 import torch
-from timing import DEVICE, matrix_rate, measure
+from timing import DEVICE, measure
 
+from tpt_fast.bench.rates import matrix_rate
 from tpt_fast.vision import ImageEncoder
 
 TOWERS = {"ViT-B-32": 64, "ViT-B-16": 64, "RN50": 64}
@@ -34,9 +35,9 @@ def test_vision(benchmark, backend, tower):
         want = model.encode_image(views[:2], normalize=True)
     assert (encoder.encode(views[:2]) - want).norm() / want.norm() < 1e-5
     benchmark.extra_info.update(op="vision", case=f"{tower} x {count}", backend=backend)
-    before = matrix_rate()
+    before = matrix_rate(DEVICE)
     measure(benchmark, run, (views,), rounds=5, warmup_rounds=1)
-    rate, flops = max(before, matrix_rate()), needed_flops(model.visual, count)
+    rate, flops = max(before, matrix_rate(DEVICE)), needed_flops(model.visual, count)
     if flops and benchmark.stats:
         share = flops / benchmark.stats.stats.median / rate
         benchmark.extra_info.update(

@@ -5,7 +5,9 @@ A benchmark names itself by ``benchmark.extra_info``: op, case, backend. Within 
 
 from collections import defaultdict
 
-import rows as result_rows
+import kept
+
+from tpt_fast.bench import rows
 
 
 def pytest_addoption(parser):
@@ -21,16 +23,15 @@ def pytest_terminal_summary(terminalreporter, config):
     for bench in getattr(session, "benchmarks", []):
         info = dict(bench.extra_info)
         if {"op", "case", "backend"} <= info.keys() and not bench.has_error:
-            cases[info["op"], info["case"]].append(result_rows.row(seconds=bench.stats.sorted_data, **info))
-    kept = defaultdict(list)
+            cases[info["op"], info["case"]].append(rows.row(seconds=bench.stats.sorted_data, **info))
+    by_op = defaultdict(list)
     for (op, case), found in cases.items():
-        ours = next((r["median"] for r in found if r["backend"] == "tpt_fast"), None)
+        rows.add_ratios(found)
         terminalreporter.section(f"{op} {case}", "-")
         for r in sorted(found, key=lambda r: r["median"]):
-            if ours:
-                r["ratio"] = round(r["median"] / ours, 2)
             terminalreporter.write_line(f"{r['backend']:36} {1e3 * r['median']:10.3f} ms  x {r.get('ratio', '-')}")
-        kept[op] += found
+        by_op[op] += found
     if config.getoption("--rows"):
-        for op, found in kept.items():
-            terminalreporter.write_line(f"rows: {result_rows.write(op, found)}")
+        for op, found in by_op.items():
+            rows.write(kept.path(op), found)
+            terminalreporter.write_line(f"rows: {kept.path(op)}")

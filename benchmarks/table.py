@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
 from pathlib import Path
 
-from rows import RESULTS
+from kept import RESULTS
+
+from tpt_fast._aside import written_aside
+from tpt_fast.bench.rows import duration, read
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 BEGIN, END = "<!-- rows:begin -->", "<!-- rows:end -->"
@@ -14,7 +15,7 @@ BEGIN, END = "<!-- rows:begin -->", "<!-- rows:end -->"
 
 def table() -> str:
     """Each case's time and how many times longer its peers took, grouped by machine."""
-    found = [json.loads(line) for path in sorted(RESULTS.glob("*.jsonl")) for line in path.read_text().splitlines()]
+    found = [row for path in sorted(RESULTS.glob("*.jsonl")) for row in read(path)]
     found = [row for row in found if "median" in row]  # counts and peaks have rows too
     lines = []
     machines = sorted({(r["gpu"] or r["cpu"], r["threads"], r["torch"]) for r in found})
@@ -27,26 +28,17 @@ def table() -> str:
             if ours := rows.pop("tpt_fast", None):
                 peers = sorted(rows.items(), key=lambda item: item[1]["median"])
                 ratios = ", ".join(f"{name} **{row['median'] / ours['median']:.1f}x**" for name, row in peers)
-                lines.append(f"| {op} | {case} | {time(ours['median'])} | {ratios} |")
+                lines.append(f"| {op} | {case} | {duration(ours['median'])} | {ratios} |")
         lines.append("")
     return "\n".join(lines)
-
-
-def time(seconds: float) -> str:
-    """Three significant digits with a unit."""
-    for unit, scale in (("s", 1), ("ms", 1e3), ("µs", 1e6)):
-        if seconds * scale >= 1:
-            return f"{seconds * scale:.3g} {unit}"
-    return f"{seconds * 1e9:.3g} ns"
 
 
 def main() -> None:
     """Replace what stands between the two marks."""
     text = README.read_text()
     before, after = text.partition(BEGIN)[0], text.partition(END)[2]
-    aside = README.with_suffix(".tmp")
-    aside.write_text(f"{before}{BEGIN}\n{table()}{END}{after}")
-    os.replace(aside, README)
+    with written_aside(README) as aside:
+        aside.write_text(f"{before}{BEGIN}\n{table()}{END}{after}")
 
 
 if __name__ == "__main__":

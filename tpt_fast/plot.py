@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import os
-from pathlib import Path
 
 import torch
 
+from ._aside import written_aside
 from .result import TuneResult
 
 
@@ -54,8 +54,6 @@ def plot(result: TuneResult, path: str | os.PathLike | None = None, classes: int
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     if path is not None:
-        path = Path(path)
-        aside = path.with_name(f".{path.name}.tmp{path.suffix}")
-        figure.savefig(aside, dpi=110)
-        os.replace(aside, path)
+        with written_aside(path) as aside:
+            figure.savefig(aside, dpi=110)
     return figure

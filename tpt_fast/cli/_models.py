@@ -26,13 +26,7 @@ class Loaded(NamedTuple):
 
 def load_model(name: str | None, pretrained: str | None, device: str | None) -> Loaded:
     """The demo model where no ``name`` is given; a wrong name or tag is bad usage, a failed download is not."""
-    import torch
-
-    try:
-        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(0, device=place)
-    except (RuntimeError, AssertionError) as error:
-        raise typer.BadParameter(f"{error}".partition("\n")[0], param_hint="--device") from error
+    place = place_of(device)
     if name is None:
         if pretrained is not None:
             raise typer.BadParameter("it goes with --model NAME", param_hint="--pretrained")
@@ -41,7 +35,8 @@ def load_model(name: str | None, pretrained: str | None, device: str | None) -> 
     import open_clip
 
     if not name.startswith(("hf-hub:", "local-dir:")):
-        _check_name(open_clip, name, pretrained)
+        check_name(name)
+        _check_weights(name, pretrained)
     config = open_clip.get_pretrained_cfg(name, pretrained) if pretrained else {}
     # OpenAI's weights, and some others, want QuickGELU: without it open_clip only warns, and accuracy drops.
     quick_gelu = bool(config.get("quick_gelu")) and not (open_clip.get_model_config(name) or {}).get("quick_gelu")
@@ -72,11 +67,31 @@ def _demo(place: torch.device) -> Loaded:
     return Loaded(model.to(place).eval().requires_grad_(False), tokenizer(), CLASSNAMES)
 
 
-def _check_name(open_clip, name: str, pretrained: str | None) -> None:
+def place_of(device: str | None) -> torch.device:
+    """cuda if there is a GPU, else cpu, where ``device`` is None; one that is not there is bad usage."""
+    import torch
+
+    try:
+        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError) as error:
+        raise typer.BadParameter(f"{error}".partition("\n")[0], param_hint="--device") from error
+    return place
+
+
+def check_name(name: str) -> None:
+    """A model that open_clip does not know is bad usage."""
+    import open_clip
+
     if name not in open_clip.list_models():
         near = difflib.get_close_matches(name, open_clip.list_models(), 3)
         hint = f"; did you mean {', '.join(near)}?" if near else "; see open_clip.list_models()"
         raise typer.BadParameter(f"open_clip has no model {name!r}{hint}", param_hint="--model")
+
+
+def _check_weights(name: str, pretrained: str | None) -> None:
+    import open_clip
+
     tags = open_clip.list_pretrained_tags_by_model(name)
     if pretrained is None:
         raise typer.BadParameter(

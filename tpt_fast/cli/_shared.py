@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from ..result import TuneResult
     from ..tuner import Tuner
 
-IMAGE_FAILED, BAD_USAGE, ENVIRONMENT = 1, 2, 3  #: exit codes; 0 is success
+BAD_USAGE, ENVIRONMENT = 2, 3  #: exit codes; 0 is success
+IMAGE_FAILED = ANSWERS_DIFFER = 1
 
 out = Console()
 err = Console(stderr=True)  # progress and remarks: stdout holds results and nothing else
@@ -31,8 +32,12 @@ err = Console(stderr=True)  # progress and remarks: stdout holds results and not
 
 def stop(message: str, code: int = ENVIRONMENT) -> NoReturn:
     """Say why on stderr and end with ``code``."""
-    err.print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
+    complain(message)
     raise typer.Exit(code)
+
+
+def complain(message: str) -> None:
+    err.print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
 
 
 def remark(message: str) -> None:
@@ -48,6 +53,15 @@ def environment() -> Iterator[None]:
         stop(f"{error}. `tpt-fast doctor` shows what is missing.")
     except BuildError as error:
         stop(str(error))
+
+
+@contextmanager
+def usage(option: str | None = None) -> Iterator[None]:
+    """Turns what the library says of an option's value into bad usage."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise typer.BadParameter(str(error), param_hint=option) from error
 
 
 def progress_bar() -> Progress:

@@ -93,12 +93,12 @@ def tune(
             import matplotlib  # noqa: F401 (missing is better found now than after the first image)
         options = {"n_views": views, "rho": rho, "steps": steps, "lr": lr, "weight_decay": weight_decay, "seed": seed}
         options |= {"ctx_init": ctx_init, "n_ctx": n_ctx, "ctx": ctx, "precision": precision, "engine": engine}
-        options["decoder"] = decoder
-        with _usage():
+        options |= {"decoder": decoder}
+        with _shared.usage():
             config = TuneConfig(strict_official=strict_official, **options)
         loaded = _models.load_model(model, pretrained, device)
         _shared.kernels()
-        with _usage(), _shared.err.status("encoding the class names"):
+        with _shared.usage(), _shared.err.status("encoding the class names"):
             tuner = Tuner(loaded.model, names or loaded.classnames, config, tokenizer=loaded.tokenizer)
         if strict_official:
             torch.manual_seed(seed)  # the published code draws from the global generator
@@ -106,17 +106,6 @@ def tune(
     if failed:
         _shared.remark(f"{failed} of {len(files)} images failed")
         raise typer.Exit(_shared.IMAGE_FAILED)
-
-
-class _usage:
-    """Turns what the library says of an option's value into bad usage."""
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, _kind, error, _trace) -> None:
-        if isinstance(error, (TypeError, ValueError)):
-            raise typer.BadParameter(str(error)) from error
 
 
 def _class_names(classes: str | None, classes_file: Path | None) -> list[str] | None:

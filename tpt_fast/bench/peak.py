@@ -1,0 +1,60 @@
+"""How far a call raises the memory in use."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+class Peak:
+    """The most bytes in use above what was in use at first: of torch on a GPU, else of this process."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device if device.type == "cuda" else None
+        gc.collect()
+        if self._device:
+            self._base = torch.cuda.memory_allocated(self._device)
+        else:
+            _give_back()
+            self._base = _resident("VmRSS")
+        self.bytes: int | None = 0  #: the highest peak of all calls; None where the system does not tell
+
+    @property
+    def mb(self) -> int | None:
+        return None if self.bytes is None else round(self.bytes / 1e6)
+
+    def of(self, run: Callable) -> Any:
+        """Call ``run`` and return what it returns."""
+        if self._device:
+            torch.cuda.reset_peak_memory_stats(self._device)
+            result = run()
+            self._add(torch.cuda.max_memory_allocated(self._device))
+            return result
+        try:
+            Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+        except OSError:  # a container may forbid it
+            self.bytes = None
+        result = run()
+        self._add(_resident("VmHWM"))
+        return result
+
+    def _add(self, peak: int) -> None:
+        if self.bytes is not None:
+            self.bytes = max(self.bytes, peak - self._base)
+
+
+def _give_back() -> None:
+    """What earlier calls have freed goes back to the system: used again, it would not show as a rise."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+    if trim is not None:
+        trim(0)
+
+
+def _resident(name: str) -> int:
+    return 1024 * int(re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
