@@ -14,13 +14,30 @@ constexpr int kChunk = 4;                // keys whose scores are known at once
 constexpr int kMaxPartialWarps = 8;
 constexpr size_t kPrefixBytes = 20 << 10;  // of shared memory: four blocks leave the smallest L1 some room
 
-// A lane's elements of one head of a row, as they are stored: vectors lane, lane + 8, ... of the head.
-template <int kPer, int kVector, class T>
+// kVector elements as they are stored, in words: 16-bit values would be moved one by one.
+template <int kVector, class T>
 struct Stored {
-  Vector<T, kVector> vectors[kPer / kVector];
+  using Word = std::conditional_t<kVector == 1, T, uint32_t>;
+  Vector<Word, kVector * sizeof(T) / sizeof(Word)> words;
+
+  __device__ __forceinline__ void load(const T* from) {
+    words = load_vector<sizeof words / sizeof(Word)>(reinterpret_cast<const Word*>(from));
+  }
+  __device__ __forceinline__ void store(T* to) const { store_vector(reinterpret_cast<Word*>(to), words); }
+  __device__ __forceinline__ Accumulate<T> at(int i) const {
+    if constexpr (kVector == 1) {
+      return widen(words.values[0]);
+    } else if constexpr (sizeof(T) == 2) {
+      return widen(T{static_cast<uint16_t>(words.values[i / 2] >> (i % 2 * 16))});
+    } else {
+      T value;
+      std::memcpy(&value, &words.values[i], sizeof value);
+      return value;
+    }
+  }
 };
 
-// The same elements to compute with.
+// A lane's elements of one head of a row, to compute with: of vectors lane, lane + 8, ...
 template <int kPer, class A>
 struct Part {
   A values[kPer];
@@ -49,8 +66,7 @@ struct Part {
 #pragma unroll
     for (int i = 0; i < kPer; ++i) {
 #pragma unroll
-      for (int offset = kLanes; offset < kWarp; offset *= 2)
-        values[i] += __shfl_xor_sync(kAllLanes, values[i], offset);
+      for (int offset = kLanes; offset < kWarp; offset *= 2) values[i] += __shfl_xor_sync(kAllLanes, values[i], offset);
     }
   }
 };
@@ -78,17 +94,36 @@ __device__ __forceinline__ A group_sums(A (&values)[kCount]) {
 template <class T>
 struct Keys {
   const T* first;
-  int64_t row, value;
+  int row, value;
 };
 
 // The rows first .. first + count - 1 that one warp works on together. Each sees `shared` keys of the prefix, and from
 // `start` on the rows up to itself. `query` is the place of the first one in q and out.
 struct Queries {
-  int64_t query, first, start;
-  int count, shared;
+  int query, first, start, count, shared;
 
-  __device__ __forceinline__ int own(int i) const { return i < count ? static_cast<int>(first + i + 1 - start) : 0; }
+  __device__ __forceinline__ int own(int i) const { return first + i + 1 - start; }
 };
+
+// Calls add(i) with the queries that see key j of a chunk, for zero times the NaN of a later row would be NaN. Query i
+// + 1 sees what query i does. Branches, since the compiler makes two moves of each predicated addition otherwise.
+template <int kQueries, class Seen, class Add>
+__device__ __forceinline__ void for_seen(int j, Seen seen, Add add) {
+  if (j < seen(0)) {
+#pragma unroll
+    for (int i = 0; i < kQueries; ++i) add(i);
+    return;
+  }
+#pragma unroll
+  for (int i = kQueries - 1; i > 0; --i) {
+    if (j >= seen(i)) break;
+    add(i);
+  }
+}
+
+// The upper and the lower half of a group share the work of two queries.
+template <int kQueries>
+constexpr int kPairs = (kQueries + 1) / 2;
 
 // One head of one batch as one group sees it. A head that is not there (`heads` is no multiple of four, or a query past
 // the end) reads zeros and writes nothing, for all lanes of a warp have to take part in its shuffles.
@@ -96,36 +131,40 @@ template <int kPer, int kVector, class T>
 struct Head {
   using A = Accumulate<T>;
   using Row = Part<kPer, A>;
-  using Raw = Stored<kPer, kVector, T>;
+  struct Raw {
+    Stored<kVector, T> vectors[kPer / kVector];
+  };
   const PrefixAttentionParams<T>& p;
-  int64_t b;
-  int head, dim, lane;
-  bool there;
+  int b, head, lane;
+  int begin, dim;  // of the head in a row; dim is 0 where there is no such head
   A scaling;
 
-  __device__ __forceinline__ Head(const PrefixAttentionParams<T>& p, int64_t b, int head)
+  __device__ __forceinline__ Head(const PrefixAttentionParams<T>& p, int b, int head)
       : p(p),
         b(b),
         head(head),
-        dim(static_cast<int>(p.width / p.heads)),
         lane(threadIdx.x % kLanes),
-        there(head < p.heads),
-        scaling(A(1) / std::sqrt(static_cast<A>(dim))) {}
+        begin(head * static_cast<int>(p.width / p.heads)),
+        dim(head < p.heads ? static_cast<int>(p.width / p.heads) : 0),
+        scaling(A(1) / std::sqrt(static_cast<A>(p.width / p.heads))) {}
 
-  // Of a head that begins at `from`.
-  __device__ __forceinline__ Raw fetch(const T* from, bool wanted = true) const {
-    Raw raw{};
+  // Reads a head that begins at `from`; what lies past its end, or is not wanted, stays as it is.
+  __device__ __forceinline__ void read(Raw& raw, const T* from, bool wanted = true) const {
 #pragma unroll
     for (int j = 0; j < kPer / kVector; ++j) {
       const int at = (j * kLanes + lane) * kVector;
-      if (wanted && there && at < dim) raw.vectors[j] = load_vector<kVector>(from + at);
+      if (wanted && at < dim) raw.vectors[j].load(from + at);
     }
-    return raw;
+  }
+  __device__ __forceinline__ Row load(const T* from, bool wanted = true) const {
+    Raw raw{};
+    read(raw, from, wanted);
+    return wide(raw);
   }
   __device__ __forceinline__ static Row wide(const Raw& raw) {
     Row row;
 #pragma unroll
-    for (int i = 0; i < kPer; ++i) row.values[i] = widen(raw.vectors[i / kVector].values[i % kVector]);
+    for (int i = 0; i < kPer; ++i) row.values[i] = raw.vectors[i / kVector].at(i % kVector);
     return row;
   }
   template <class To>
@@ -136,97 +175,115 @@ struct Head {
       Vector<To, kVector> vector;
 #pragma unroll
       for (int i = 0; i < kVector; ++i) vector.values[i] = narrow<To>(x.values[j * kVector + i]);
-      if (there && at < dim) store_vector(to + head * dim + at, vector);
+      if (at < dim) store_vector(to + begin + at, vector);
     }
   }
   __device__ __forceinline__ Row q(int64_t query, bool wanted = true) const {
-    return wide(fetch(p.q + b * p.q_batch + query * p.q_row + head * dim, wanted));
+    return load(p.q + b * p.q_batch + query * p.q_row + begin, wanted);
   }
   __device__ __forceinline__ Row grad(int64_t query, bool wanted = true) const {
-    return wide(fetch(p.grad + (b * p.queries() + query) * p.width + head * dim, wanted));
+    return load(p.grad + (int64_t{b} * p.queries() + query) * p.width + begin, wanted);
   }
   __device__ __forceinline__ Keys<T> keys(int64_t row) const {
-    return {p.kv + b * p.kv_batch + row * p.kv_row + head * dim, p.kv_row, p.width};
+    return {p.kv + b * p.kv_batch + row * p.kv_row + begin, static_cast<int>(p.kv_row), static_cast<int>(p.width)};
   }
   __device__ __forceinline__ A* stats(int64_t query) const {
-    return p.stats + 2 * ((b * p.heads + head) * p.queries() + query);
+    return p.stats + 2 * ((int64_t{b} * p.heads + head) * p.queries() + query);
   }
 
-  // Calls visit(keys, values, n, seen) with chunks of n keys, of which query i sees the first seen(i): those of the
-  // suffix first, because every query sees one of them.
+  // Calls visit(keys, n, seen) with chunks of n keys, of which query i sees the first seen(i): those of the suffix
+  // first, because every query sees one of them.
   template <class Visit>
   __device__ __forceinline__ void each_chunk(const Queries& queries, const Keys<T>& prefix, Visit visit) const {
     Keys<T> from = keys(queries.start);
-    int left = queries.own(queries.count - 1), before = 0;
-    bool causal = true;
+    int left = queries.own(queries.count - 1), seen = queries.own(0), step = 1;
     while (true) {
 #pragma unroll 1
-      for (; left > 0; left -= kChunk, before += kChunk, from.first += kChunk * from.row) {
-        Raw k[kChunk], v[kChunk];
-#pragma unroll
-        for (int j = 0; j < kChunk; ++j) k[j] = fetch(from.first + j * from.row, j < left);
-#pragma unroll
-        for (int j = 0; j < kChunk; ++j) v[j] = fetch(from.first + j * from.row + from.value, j < left);
-        visit(k, v, min(left, kChunk), [&](int i) { return causal ? queries.own(i) - before : i < queries.count ? left : 0; });
-      }
-      if (!causal) return;
-      causal = false, from = prefix, left = queries.shared;
+      for (; left > 0; left -= kChunk, seen -= kChunk, from.first += kChunk * from.row)
+        visit(from, min(left, kChunk), [&](int i) { return seen + i * step; });
+      if (step == 0) return;
+      from = prefix, left = seen = queries.shared, step = 0;
     }
   }
 
-  // Products of every query with the n keys of a chunk: a lane gets those with key lane % kChunk.
+  __device__ __forceinline__ void read_chunk(Raw (&rows)[kChunk], const T* from, int row, int n) const {
+#pragma unroll
+    for (int j = 0; j < kChunk; ++j, from += row) read(rows[j], from, j < n);
+  }
+
+  // Products of every query with the n keys of a chunk: result i of a lane is that of key lane % 4 with query 2 i, or,
+  // in the upper half of the group, with query 2 i + 1.
   template <int kQueries>
   __device__ __forceinline__ static void products(const Row (&own)[kQueries], const Raw (&rows)[kChunk], int n,
-                                                  A (&result)[kQueries]) {
-    A sums[kQueries][kChunk] = {};
+                                                  A (&result)[kPairs<kQueries>]) {
+    A sums[kPairs<kQueries>][kLanes] = {};
 #pragma unroll
     for (int j = 0; j < kChunk; ++j) {
       if (j >= n) continue;
       const Row row = wide(rows[j]);
 #pragma unroll
-      for (int i = 0; i < kQueries; ++i) sums[i][j] = own[i].dot(row);
+      for (int i = 0; i < kQueries; ++i) sums[i / 2][i % 2 * kChunk + j] = own[i].dot(row);
     }
 #pragma unroll
-    for (int i = 0; i < kQueries; ++i) result[i] = group_sums(sums[i]);
+    for (int i = 0; i < kPairs<kQueries>; ++i) result[i] = group_sums(sums[i]);
   }
+  // What the lane of query i and key j keeps.
+  template <int kCount>
+  __device__ __forceinline__ static A of(const A (&kept)[kCount], int i, int j = 0) {
+    return __shfl_sync(kAllLanes, kept[i / 2], i % 2 * kChunk + j, kLanes);
+  }
+
+  // The softmax of one query's scores so far, as the lane of a key keeps it.
+  struct Softmax {
+    A largest = -kInfinity<A>, sum = 0;  // the sum of this lane's keys
+
+    // score -> exp(score - largest), and the factor for whatever was summed up before.
+    __device__ __forceinline__ A take(A& score) {
+      const A before = largest;
+      largest = Max()(before, warp_reduce<kChunk>(score, Max()));
+      const A shrink = exp_nonpositive(before - largest);
+      score = exp_nonpositive(score - largest);
+      sum = sum * shrink + score;
+      return shrink;
+    }
+  };
 
   template <int kQueries>
   __device__ __forceinline__ void attend(const Queries& queries, const Keys<T>& prefix) const {
     Row own[kQueries], out[kQueries];
-    A largest[kQueries], sum[kQueries];  // the sum of this lane's keys
+    Softmax softmax[kPairs<kQueries>];
+    A kept[kPairs<kQueries>], shrink[kPairs<kQueries>];
 #pragma unroll
     for (int i = 0; i < kQueries; ++i) {
       own[i] = q(queries.query + i, i < queries.count);
       out[i].clear();
-      largest[i] = -kInfinity<A>, sum[i] = 0;
     }
-    each_chunk(queries, prefix, [&](const Raw(&k)[kChunk], const Raw(&v)[kChunk], int n, auto seen) {
-      A probs[kQueries];
-      products(own, k, n, probs);
+    Raw raw[kChunk] = {};  // of keys, then of values: both at once would take too many registers
+    each_chunk(queries, prefix, [&](const Keys<T>& from, int n, auto seen) {
+      read_chunk(raw, from.first, from.row, n);
+      products(own, raw, n, kept);
+      read_chunk(raw, from.first + from.value, from.row, n);
 #pragma unroll
-      for (int i = 0; i < kQueries; ++i) {
-        const A score = lane % kChunk < seen(i) ? scaling * probs[i] : -kInfinity<A>, before = largest[i];
-        largest[i] = Max()(before, warp_reduce<kChunk>(score, Max()));
-        const A shrink = exp_nonpositive(before - largest[i]);
-        probs[i] = exp_nonpositive(score - largest[i]);
-        sum[i] = sum[i] * shrink + probs[i];
-        out[i].scale(shrink);
+      for (int i = 0; i < kPairs<kQueries>; ++i) {
+        kept[i] = lane % kChunk < seen(2 * i + lane / kChunk) ? scaling * kept[i] : -kInfinity<A>;
+        shrink[i] = softmax[i].take(kept[i]);
       }
+#pragma unroll
+      for (int i = 0; i < kQueries; ++i) out[i].scale(of(shrink, i));
 #pragma unroll
       for (int j = 0; j < kChunk; ++j) {
         if (j >= n) continue;
-        const Row value = wide(v[j]);
-#pragma unroll
-        for (int i = 0; i < kQueries; ++i) {
-          const A prob = __shfl_sync(kAllLanes, probs[i], j, kLanes);
-          if (j < seen(i)) out[i].add(prob, value);  // zero times the NaN of a later row would be NaN
-        }
+        const Row value = wide(raw[j]);
+        for_seen<kQueries>(j, seen, [&](int i) { out[i].add(of(kept, i, j), value); });
       }
     });
 #pragma unroll
-    for (int i = 0; i < kQueries; ++i) {
-      out[i].scale(A(1) / warp_reduce<kChunk>(sum[i], Sum()));
-      if (i < queries.count) store(p.out + (b * p.queries() + queries.query + i) * p.width, out[i]);
+    for (int i = 0; i < kPairs<kQueries>; ++i) kept[i] = A(1) / warp_reduce<kChunk>(softmax[i].sum, Sum());
+    T* to = p.out + (int64_t{b} * p.queries() + queries.query) * p.width;
+#pragma unroll
+    for (int i = 0; i < kQueries; ++i, to += p.width) {
+      out[i].scale(of(kept, i));
+      if (i < queries.count) store(to, out[i]);
     }
   }
 
@@ -236,63 +293,67 @@ struct Head {
   template <int kQueries>
   __device__ __forceinline__ void query_backward(const Queries& queries, const Keys<T>& prefix) const {
     Row own[kQueries], wanted[kQueries], steep[kQueries], mean[kQueries];
-    A largest[kQueries], sum[kQueries], along[kQueries];
+    Softmax softmax[kPairs<kQueries>];
+    A kept[kPairs<kQueries>], slopes[kPairs<kQueries>], along[kPairs<kQueries>] = {}, shrink[kPairs<kQueries>];
 #pragma unroll
     for (int i = 0; i < kQueries; ++i) {
       own[i] = q(queries.query + i, i < queries.count);
       wanted[i] = grad(queries.query + i, i < queries.count);
       steep[i].clear(), mean[i].clear();
-      largest[i] = -kInfinity<A>, sum[i] = 0, along[i] = 0;
     }
-    each_chunk(queries, prefix, [&](const Raw(&k)[kChunk], const Raw(&v)[kChunk], int n, auto seen) {
-      A probs[kQueries], slopes[kQueries];
-      products(own, k, n, probs);
-      products(wanted, v, n, slopes);
+    Raw raw[kChunk] = {};  // of values, then of keys
+    each_chunk(queries, prefix, [&](const Keys<T>& from, int n, auto seen) {
+      read_chunk(raw, from.first + from.value, from.row, n);
+      products(wanted, raw, n, slopes);
+      read_chunk(raw, from.first, from.row, n);
+      products(own, raw, n, kept);
+#pragma unroll
+      for (int i = 0; i < kPairs<kQueries>; ++i) {
+        const bool sees = lane % kChunk < seen(2 * i + lane / kChunk);
+        kept[i] = sees ? scaling * kept[i] : -kInfinity<A>;
+        shrink[i] = softmax[i].take(kept[i]);
+        slopes[i] = sees ? kept[i] * slopes[i] : A(0);
+        along[i] = along[i] * shrink[i] + slopes[i];
+      }
 #pragma unroll
       for (int i = 0; i < kQueries; ++i) {
-        const bool sees = lane % kChunk < seen(i);
-        const A score = sees ? scaling * probs[i] : -kInfinity<A>, before = largest[i];
-        largest[i] = Max()(before, warp_reduce<kChunk>(score, Max()));
-        const A shrink = exp_nonpositive(before - largest[i]);
-        probs[i] = exp_nonpositive(score - largest[i]);
-        slopes[i] = sees ? probs[i] * slopes[i] : A(0);
-        sum[i] = sum[i] * shrink + probs[i];
-        along[i] = along[i] * shrink + slopes[i];
-        steep[i].scale(shrink), mean[i].scale(shrink);
+        const A factor = of(shrink, i);
+        steep[i].scale(factor), mean[i].scale(factor);
       }
 #pragma unroll
       for (int j = 0; j < kChunk; ++j) {
         if (j >= n) continue;
-        const Row key = wide(k[j]);
-#pragma unroll
-        for (int i = 0; i < kQueries; ++i) {
-          const A prob = __shfl_sync(kAllLanes, probs[i], j, kLanes);
-          const A slope = __shfl_sync(kAllLanes, slopes[i], j, kLanes);
-          if (j >= seen(i)) continue;
-          mean[i].add(prob, key);
-          steep[i].add(slope, key);
-        }
+        const Row key = wide(raw[j]);
+        for_seen<kQueries>(j, seen, [&](int i) {
+          mean[i].add(of(kept, i, j), key);
+          steep[i].add(of(slopes, i, j), key);
+        });
       }
     });
 #pragma unroll
-    for (int i = 0; i < kQueries; ++i) {
-      const A total = warp_reduce<kChunk>(sum[i], Sum()), inverse = A(1) / total;
-      along[i] = warp_reduce<kChunk>(along[i], Sum()) * inverse;
-      steep[i].add(-along[i], mean[i]);
-      steep[i].scale(scaling * inverse);
-      if (i >= queries.count) continue;
-      store(p.grad_q + b * p.grad_q_batch + (queries.query + i) * p.grad_q_row, steep[i]);
-      if (lane == 0 && there) {
-        stats(queries.query + i)[0] = largest[i] + std::log(total);
-        stats(queries.query + i)[1] = along[i];
+    for (int i = 0; i < kPairs<kQueries>; ++i) {
+      const A sum = warp_reduce<kChunk>(softmax[i].sum, Sum());
+      kept[i] = A(1) / sum;
+      along[i] = warp_reduce<kChunk>(along[i], Sum()) * kept[i];
+      const int which = 2 * i + lane / kChunk;
+      if (lane % kChunk == 0 && dim > 0 && which < queries.count) {
+        stats(queries.query + which)[0] = softmax[i].largest + std::log(sum);
+        stats(queries.query + which)[1] = along[i];
       }
+    }
+    T* to = p.grad_q + b * p.grad_q_batch + queries.query * p.grad_q_row;
+#pragma unroll
+    for (int i = 0; i < kQueries; ++i, to += p.grad_q_row) {
+      steep[i].add(-of(along, i), mean[i]);
+      steep[i].scale(scaling * of(kept, i));
+      if (i < queries.count) store(to, steep[i]);
     }
   }
 
   // Adds what one query gives to the gradient of one key and its value; nothing if it is not `wanted`.
   __device__ __forceinline__ void key_backward(int64_t query, bool wanted, const Row& key, const Row& value,
                                                Row& grad_k, Row& grad_v) const {
-    wanted = wanted && there;
+    wanted = wanted && dim > 0;
     const Row own = q(query, wanted), given = grad(query, wanted);
     const A log_sum = wanted ? stats(query)[0] : A(0), along = wanted ? stats(query)[1] : A(0);
     A sums[2] = {own.dot(key), given.dot(value)};
@@ -308,8 +369,7 @@ struct Head {
                                                          Row& grad_k, Row& grad_v) const {
     const int group = threadIdx.x % kWarp / kLanes;
 #pragma unroll 2
-    for (; begin < end; begin += kGroups)
-      key_backward(begin + group, begin + group < end, key, value, grad_k, grad_v);
+    for (; begin < end; begin += kGroups) key_backward(begin + group, begin + group < end, key, value, grad_k, grad_v);
   }
 
   __device__ __forceinline__ void store_key(int64_t row, const Row& grad_k, const Row& grad_v) const {
@@ -329,14 +389,13 @@ TPT_FAST_HOST_DEVICE int64_t items(const PrefixAttentionParams<T>& p) {
 template <int kQueries, class T, class Run>
 __device__ __forceinline__ void for_queries(const PrefixAttentionParams<T>& p, int64_t item, Run run) {
   const bool is_class = item < p.classes;
-  const int64_t start = is_class ? p.offsets[item] : 0, stop = is_class ? p.offsets[item + 1] : p.prefix;
+  const int start = is_class ? static_cast<int>(p.offsets[item]) : 0;
+  const int stop = static_cast<int>(is_class ? p.offsets[item + 1] : p.prefix);
   const int shared = is_class ? static_cast<int>(p.prefix) : 0;
-  int64_t first = is_class ? p.last_only ? stop - 1 : start : (item - p.classes) * kQueries;
-  const int64_t last = is_class ? stop : min(first + kQueries, stop);
-  for (; first < last; first += kQueries) {
-    const int count = static_cast<int>(min(last - first, int64_t{kQueries}));
-    run(Queries{p.last_only ? item : first, first, start, count, shared});
-  }
+  int first = is_class ? p.last_only ? stop - 1 : start : static_cast<int>(item - p.classes) * kQueries;
+  const int last = is_class ? stop : min(first + kQueries, stop);
+  for (; first < last; first += kQueries)
+    run(Queries{p.last_only ? static_cast<int>(item) : first, first, start, min(last - first, kQueries), shared});
 }
 
 // The prefix's keys and values of the block's heads, copied to shared memory if `staged`. All threads call.
@@ -350,10 +409,11 @@ __device__ __forceinline__ Keys<T> prefix_keys(const Head<kPer, kVector, T>& hea
     const Keys<T> from = head.keys(row);
 #pragma unroll
     for (int which = 0; which < 2; ++which) {
-      const auto raw = head.fetch(from.first + which * from.value);
+      typename Head<kPer, kVector, T>::Raw raw{};
+      head.read(raw, from.first + which * from.value);
 #pragma unroll
       for (int j = 0; j < kPer / kVector; ++j)
-        store_vector(own + (2 * row + which) * kWidth + (j * kLanes + head.lane) * kVector, raw.vectors[j]);
+        raw.vectors[j].store(own + (2 * row + which) * kWidth + (j * kLanes + head.lane) * kVector);
     }
   }
   __syncthreads();
@@ -393,7 +453,7 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t stop = p.offsets[item + 1];
   for (int64_t key = p.offsets[item]; key < stop; ++key) {
     const Keys<T> from = head.keys(key);
-    const auto k = head.wide(head.fetch(from.first)), v = head.wide(head.fetch(from.first + from.value));
+    const auto k = head.load(from.first), v = head.load(from.first + from.value);
     auto grad_k = k, grad_v = v;
     grad_k.clear();
     grad_v.clear();
@@ -414,14 +474,14 @@ __global__ void __launch_bounds__(kMaxPartialWarps* kWarp)
   const int64_t begin = p.last_only ? first : p.offsets[first], end = p.last_only ? last : p.offsets[last];
   for (int64_t key = threadIdx.x / kWarp; key < p.prefix; key += blockDim.x / kWarp) {
     const Keys<T> from = head.keys(key);
-    const auto k = head.wide(head.fetch(from.first)), v = head.wide(head.fetch(from.first + from.value));
+    const auto k = head.load(from.first), v = head.load(from.first + from.value);
     auto grad_k = k, grad_v = v;
     grad_k.clear();
     grad_v.clear();
     head.key_backward_of_groups(begin, end, k, v, grad_k, grad_v);
     grad_k.add_groups();
     grad_v.add_groups();
-    auto* to = p.partial + ((head.b * p.blocks() + blockIdx.x) * p.prefix + key) * 2 * p.width;
+    auto* to = p.partial + ((int64_t{head.b} * p.blocks() + blockIdx.x) * p.prefix + key) * 2 * p.width;
     if (threadIdx.x % kWarp >= kLanes) continue;
     head.store(to, grad_k);
     head.store(to + p.width, grad_v);
@@ -436,11 +496,11 @@ __global__ void __launch_bounds__(kWarp)
   const Head<kPer, kVector, T> head(p, blockIdx.z, blockIdx.y);
   const int64_t key = blockIdx.x;
   const Keys<T> from = head.keys(key);
-  const auto k = head.wide(head.fetch(from.first)), v = head.wide(head.fetch(from.first + from.value));
+  const auto k = head.load(from.first), v = head.load(from.first + from.value);
   Part<kPer, A> grads[2];
   grads[0].clear();
   grads[1].clear();
-  const A* sums = p.partial + (head.b * p.blocks() * p.prefix + key) * 2 * p.width + head.head * head.dim;
+  const A* sums = p.partial + (int64_t{head.b} * p.blocks() * p.prefix + key) * 2 * p.width + head.begin;
 #pragma unroll 4
   for (int64_t block = threadIdx.x / kLanes; block < p.blocks(); block += kGroups) {
 #pragma unroll
@@ -463,7 +523,8 @@ __global__ void __launch_bounds__(kWarp)
 
 template <class T>
 bool fits(const PrefixAttentionParams<T>& p) {
-  return p.width / p.heads <= 128 && p.classes + p.prefix <= kMaxGridX && p.batch <= kMaxGridY && p.heads <= kMaxGridY;
+  return p.width / p.heads <= 128 && p.rows <= kMaxGridX && p.kv_row <= kMaxGridX && p.batch <= kMaxGridY &&
+         p.heads <= kMaxGridY;
 }
 
 // A kernel by items, with the prefix in shared memory where it is short.
@@ -487,8 +548,7 @@ cudaError_t launch_backward(const PrefixAttentionParams<T>& p, cudaStream_t stre
   if (p.classes > 0) {
     const int64_t rounds = ceil_div(p.prefix, kMaxPartialWarps);
     const dim3 block(static_cast<unsigned>(ceil_div(p.prefix, rounds)) * kWarp);
-    const cudaError_t error =
-        launch(prefix_attention_partial_kernel<kPer, kVector, T>, grid, block, 0, stream, p);
+    const cudaError_t error = launch(prefix_attention_partial_kernel<kPer, kVector, T>, grid, block, 0, stream, p);
     if (error != cudaSuccess) return error;
   }
   grid.x = static_cast<unsigned>(p.prefix);
@@ -504,8 +564,8 @@ cudaError_t with_head(const PrefixAttentionParams<T>& p, Run run) {
   const int64_t dim = p.width / p.heads;
   if constexpr (sizeof(T) <= 4) {
     constexpr int kVector = 16 / sizeof(T);
-    const int64_t strides = p.q_batch | p.q_row | p.kv_batch | p.kv_row | p.grad_q_batch | p.grad_q_row |
-                            p.grad_kv_batch | p.grad_kv_row;
+    const int64_t strides =
+        p.q_batch | p.q_row | p.kv_batch | p.kv_row | p.grad_q_batch | p.grad_q_row | p.grad_kv_batch | p.grad_kv_row;
     const bool fit = vectors_fit<kVector>(strides | dim, p.q, p.kv, p.grad, p.out, p.grad_q, p.grad_kv, p.partial);
     if (fit && dim <= 64) return run(std::integral_constant<int, 8>(), std::integral_constant<int, kVector>());
   }
