@@ -8,10 +8,10 @@ namespace {
 
 constexpr int kWarps = 4;
 constexpr int kThreads = kWarps * kWarp;
-constexpr int kLanes = 8;                // of a group, which works on one head
-constexpr int kGroups = kWarp / kLanes;  // of a warp
-constexpr int kChunk = 4;                // keys whose scores are known at once
-constexpr int kMaxPartialWarps = 8;
+constexpr int kLanes = 8;                  // of a group, which works on one head
+constexpr int kGroups = kWarp / kLanes;    // of a warp
+constexpr int kChunk = 4;                  // keys whose scores are known at once
+constexpr int kPartialWarps = 5;           // at most: SOS and four words are the usual prefix
 constexpr size_t kPrefixBytes = 20 << 10;  // of shared memory: four blocks leave the smallest L1 some room
 
 // kVector elements as they are stored, in words: 16-bit values would be moved one by one.
@@ -125,6 +125,14 @@ __device__ __forceinline__ void for_seen(int j, Seen seen, Add add) {
 template <int kQueries>
 constexpr int kPairs = (kQueries + 1) / 2;
 
+// What the launcher knows besides, so that no thread has to compute it.
+template <class T>
+struct Attention : PrefixAttentionParams<T> {
+  int dim;                // of a head
+  Accumulate<T> scaling;  // 1 / sqrt(dim)
+  bool staged;            // the prefix lies in shared memory
+};
+
 // One head of one batch as one group sees it. A head that is not there (`heads` is no multiple of four, or a query past
 // the end) reads zeros and writes nothing, for all lanes of a warp have to take part in its shuffles.
 template <int kPer, int kVector, class T>
@@ -134,19 +142,12 @@ struct Head {
   struct Raw {
     Stored<kVector, T> vectors[kPer / kVector];
   };
-  const PrefixAttentionParams<T>& p;
-  int b, head, lane;
-  int begin, dim;  // of the head in a row; dim is 0 where there is no such head
-  A scaling;
+  const Attention<T>& p;
+  int b, head, lane, begin;
+  int dim;  // 0 where there is no such head
 
-  __device__ __forceinline__ Head(const PrefixAttentionParams<T>& p, int b, int head)
-      : p(p),
-        b(b),
-        head(head),
-        lane(threadIdx.x % kLanes),
-        begin(head * static_cast<int>(p.width / p.heads)),
-        dim(head < p.heads ? static_cast<int>(p.width / p.heads) : 0),
-        scaling(A(1) / std::sqrt(static_cast<A>(p.width / p.heads))) {}
+  __device__ __forceinline__ Head(const Attention<T>& p, int b, int head)
+      : p(p), b(b), head(head), lane(threadIdx.x % kLanes), begin(head * p.dim), dim(head < p.heads ? p.dim : 0) {}
 
   // Reads a head that begins at `from`; what lies past its end, or is not wanted, stays as it is.
   __device__ __forceinline__ void read(Raw& raw, const T* from, bool wanted = true) const {
@@ -178,23 +179,46 @@ struct Head {
       if (at < dim) store_vector(to + begin + at, vector);
     }
   }
-  __device__ __forceinline__ Row q(int64_t query, bool wanted = true) const {
-    return load(p.q + b * p.q_batch + query * p.q_row + begin, wanted);
-  }
-  __device__ __forceinline__ Row grad(int64_t query, bool wanted = true) const {
-    return load(p.grad + (int64_t{b} * p.queries() + query) * p.width + begin, wanted);
+  __device__ __forceinline__ const T* q(int64_t query) const { return p.q + b * p.q_batch + query * p.q_row + begin; }
+  __device__ __forceinline__ const T* grad(int64_t query) const {
+    return p.grad + (b * p.queries() + query) * p.width + begin;
   }
   __device__ __forceinline__ Keys<T> keys(int64_t row) const {
     return {p.kv + b * p.kv_batch + row * p.kv_row + begin, static_cast<int>(p.kv_row), static_cast<int>(p.width)};
   }
+  // The prefix's keys, which stage() has copied to shared memory: keys and values of the warp's four heads by turns.
+  __device__ __forceinline__ Keys<T> prefix_keys() const {
+    if (!p.staged) return keys(0);
+    TPT_FAST_DYNAMIC_SHARED(memory);
+    constexpr int kWidth = kWarp * kPer;
+    return {reinterpret_cast<T*>(memory) + threadIdx.x % kWarp / kLanes * (kLanes * kPer), 2 * kWidth, kWidth};
+  }
+  // All threads of the block call.
+  __device__ __forceinline__ void stage() const {
+    if (!p.staged) return;
+    const Keys<T> to = prefix_keys();
+    for (int row = threadIdx.x / kWarp; row < p.prefix; row += kWarps) {
+      const Keys<T> from = keys(row);
+#pragma unroll
+      for (int which = 0; which < 2; ++which) {
+        Raw raw{};
+        read(raw, from.first + which * from.value);
+#pragma unroll
+        for (int j = 0; j < kPer / kVector; ++j)
+          raw.vectors[j].store(const_cast<T*>(to.first) + row * to.row + which * to.value +
+                               (j * kLanes + lane) * kVector);
+      }
+    }
+    __syncthreads();
+  }
   __device__ __forceinline__ A* stats(int64_t query) const {
-    return p.stats + 2 * ((int64_t{b} * p.heads + head) * p.queries() + query);
+    return p.stats + 2 * ((b * p.heads + head) * p.queries() + query);
   }
 
   // Calls visit(keys, n, seen) with chunks of n keys, of which query i sees the first seen(i): those of the suffix
   // first, because every query sees one of them.
   template <class Visit>
-  __device__ __forceinline__ void each_chunk(const Queries& queries, const Keys<T>& prefix, Visit visit) const {
+  __device__ __forceinline__ void each_chunk(const Queries& queries, Visit visit) const {
     Keys<T> from = keys(queries.start);
     int left = queries.own(queries.count - 1), seen = queries.own(0), step = 1;
     while (true) {
@@ -202,7 +226,7 @@ struct Head {
       for (; left > 0; left -= kChunk, seen -= kChunk, from.first += kChunk * from.row)
         visit(from, min(left, kChunk), [&](int i) { return seen + i * step; });
       if (step == 0) return;
-      from = prefix, left = seen = queries.shared, step = 0;
+      from = prefix_keys(), left = seen = queries.shared, step = 0;
     }
   }
 
@@ -249,23 +273,24 @@ struct Head {
   };
 
   template <int kQueries>
-  __device__ __forceinline__ void attend(const Queries& queries, const Keys<T>& prefix) const {
+  __device__ __forceinline__ void attend(const Queries& queries) const {
     Row own[kQueries], out[kQueries];
     Softmax softmax[kPairs<kQueries>];
     A kept[kPairs<kQueries>], shrink[kPairs<kQueries>];
+    const T* q_row = q(queries.query);
 #pragma unroll
-    for (int i = 0; i < kQueries; ++i) {
-      own[i] = q(queries.query + i, i < queries.count);
+    for (int i = 0; i < kQueries; ++i, q_row += p.q_row) {
+      own[i] = load(q_row, i < queries.count);
       out[i].clear();
     }
     Raw raw[kChunk] = {};  // of keys, then of values: both at once would take too many registers
-    each_chunk(queries, prefix, [&](const Keys<T>& from, int n, auto seen) {
+    each_chunk(queries, [&](const Keys<T>& from, int n, auto seen) {
       read_chunk(raw, from.first, from.row, n);
       products(own, raw, n, kept);
       read_chunk(raw, from.first + from.value, from.row, n);
 #pragma unroll
       for (int i = 0; i < kPairs<kQueries>; ++i) {
-        kept[i] = lane % kChunk < seen(2 * i + lane / kChunk) ? scaling * kept[i] : -kInfinity<A>;
+        kept[i] = lane % kChunk < seen(2 * i + lane / kChunk) ? p.scaling * kept[i] : -kInfinity<A>;
         shrink[i] = softmax[i].take(kept[i]);
       }
 #pragma unroll
@@ -279,7 +304,7 @@ struct Head {
     });
 #pragma unroll
     for (int i = 0; i < kPairs<kQueries>; ++i) kept[i] = A(1) / warp_reduce<kChunk>(softmax[i].sum, Sum());
-    T* to = p.out + (int64_t{b} * p.queries() + queries.query) * p.width;
+    T* to = p.out + (b * p.queries() + queries.query) * p.width;
 #pragma unroll
     for (int i = 0; i < kQueries; ++i, to += p.width) {
       out[i].scale(of(kept, i));
@@ -291,18 +316,19 @@ struct Head {
   // slope_j is the product of the gradient with value j. The gradient of q is scaling sum_j p_j (slope_j - along) k_j:
   // sum_j p_j slope_j k_j and sum_j p_j k_j are summed up beside each other, so the keys are read once.
   template <int kQueries>
-  __device__ __forceinline__ void query_backward(const Queries& queries, const Keys<T>& prefix) const {
+  __device__ __forceinline__ void query_backward(const Queries& queries) const {
     Row own[kQueries], wanted[kQueries], steep[kQueries], mean[kQueries];
     Softmax softmax[kPairs<kQueries>];
     A kept[kPairs<kQueries>], slopes[kPairs<kQueries>], along[kPairs<kQueries>] = {}, shrink[kPairs<kQueries>];
+    const T *q_row = q(queries.query), *grad_row = grad(queries.query);
 #pragma unroll
-    for (int i = 0; i < kQueries; ++i) {
-      own[i] = q(queries.query + i, i < queries.count);
-      wanted[i] = grad(queries.query + i, i < queries.count);
+    for (int i = 0; i < kQueries; ++i, q_row += p.q_row, grad_row += p.width) {
+      own[i] = load(q_row, i < queries.count);
+      wanted[i] = load(grad_row, i < queries.count);
       steep[i].clear(), mean[i].clear();
     }
     Raw raw[kChunk] = {};  // of values, then of keys
-    each_chunk(queries, prefix, [&](const Keys<T>& from, int n, auto seen) {
+    each_chunk(queries, [&](const Keys<T>& from, int n, auto seen) {
       read_chunk(raw, from.first + from.value, from.row, n);
       products(wanted, raw, n, slopes);
       read_chunk(raw, from.first, from.row, n);
@@ -310,7 +336,7 @@ struct Head {
 #pragma unroll
       for (int i = 0; i < kPairs<kQueries>; ++i) {
         const bool sees = lane % kChunk < seen(2 * i + lane / kChunk);
-        kept[i] = sees ? scaling * kept[i] : -kInfinity<A>;
+        kept[i] = sees ? p.scaling * kept[i] : -kInfinity<A>;
         shrink[i] = softmax[i].take(kept[i]);
         slopes[i] = sees ? kept[i] * slopes[i] : A(0);
         along[i] = along[i] * shrink[i] + slopes[i];
@@ -345,7 +371,7 @@ struct Head {
 #pragma unroll
     for (int i = 0; i < kQueries; ++i, to += p.grad_q_row) {
       steep[i].add(-of(along, i), mean[i]);
-      steep[i].scale(scaling * of(kept, i));
+      steep[i].scale(p.scaling * of(kept, i));
       if (i < queries.count) store(to, steep[i]);
     }
   }
@@ -354,13 +380,13 @@ struct Head {
   __device__ __forceinline__ void key_backward(int64_t query, bool wanted, const Row& key, const Row& value,
                                                Row& grad_k, Row& grad_v) const {
     wanted = wanted && dim > 0;
-    const Row own = q(query, wanted), given = grad(query, wanted);
+    const Row own = load(q(query), wanted), given = load(grad(query), wanted);
     const A log_sum = wanted ? stats(query)[0] : A(0), along = wanted ? stats(query)[1] : A(0);
     A sums[2] = {own.dot(key), given.dot(value)};
     const A mine = group_sums(sums), other = __shfl_xor_sync(kAllLanes, mine, 1);
     const A score = lane % 2 ? other : mine, slope = lane % 2 ? mine : other;
-    const A prob = wanted ? exp_nonpositive(scaling * score - log_sum) : A(0);
-    grad_k.add(scaling * prob * (slope - along), own);
+    const A prob = wanted ? exp_nonpositive(p.scaling * score - log_sum) : A(0);
+    grad_k.add(p.scaling * prob * (slope - along), own);
     grad_v.add(prob, given);
   }
 
@@ -381,43 +407,27 @@ struct Head {
 
 // A warp's item of work is a class, or kQueries rows of the prefix, for four heads.
 template <int kQueries, class T>
-TPT_FAST_HOST_DEVICE int64_t items(const PrefixAttentionParams<T>& p) {
-  return p.classes + (p.last_only ? 0 : (p.prefix + kQueries - 1) / kQueries);
+TPT_FAST_HOST_DEVICE int items(const Attention<T>& p) {
+  return static_cast<int>(p.classes) + (p.last_only ? 0 : (static_cast<int>(p.prefix) + kQueries - 1) / kQueries);
 }
 
 // Calls run(queries) with the queries of an item.
 template <int kQueries, class T, class Run>
-__device__ __forceinline__ void for_queries(const PrefixAttentionParams<T>& p, int64_t item, Run run) {
+__device__ __forceinline__ void for_queries(const Attention<T>& p, int item, Run run) {
   const bool is_class = item < p.classes;
   const int start = is_class ? static_cast<int>(p.offsets[item]) : 0;
   const int stop = static_cast<int>(is_class ? p.offsets[item + 1] : p.prefix);
   const int shared = is_class ? static_cast<int>(p.prefix) : 0;
-  int first = is_class ? p.last_only ? stop - 1 : start : static_cast<int>(item - p.classes) * kQueries;
+  int first = is_class ? p.last_only ? stop - 1 : start : (item - static_cast<int>(p.classes)) * kQueries;
   const int last = is_class ? stop : min(first + kQueries, stop);
   for (; first < last; first += kQueries)
-    run(Queries{p.last_only ? static_cast<int>(item) : first, first, start, min(last - first, kQueries), shared});
+    run(Queries{p.last_only ? item : first, first, start, min(last - first, kQueries), shared});
 }
 
-// The prefix's keys and values of the block's heads, copied to shared memory if `staged`. All threads call.
-template <int kPer, int kVector, class T>
-__device__ __forceinline__ Keys<T> prefix_keys(const Head<kPer, kVector, T>& head, bool staged) {
-  if (!staged) return head.keys(0);
-  TPT_FAST_DYNAMIC_SHARED(memory);
-  constexpr int kWidth = kWarp * kPer;
-  T* const own = reinterpret_cast<T*>(memory) + threadIdx.x % kWarp / kLanes * (kLanes * kPer);
-  for (int64_t row = threadIdx.x / kWarp; row < head.p.prefix; row += kWarps) {
-    const Keys<T> from = head.keys(row);
-#pragma unroll
-    for (int which = 0; which < 2; ++which) {
-      typename Head<kPer, kVector, T>::Raw raw{};
-      head.read(raw, from.first + which * from.value);
-#pragma unroll
-      for (int j = 0; j < kPer / kVector; ++j)
-        raw.vectors[j].store(own + (2 * row + which) * kWidth + (j * kLanes + head.lane) * kVector);
-    }
-  }
-  __syncthreads();
-  return {own, 2 * kWidth, kWidth};
+// Blocks that a multiprocessor must have registers for: as many as spill nothing.
+template <class T>
+constexpr int resident_blocks(int per) {
+  return per > 8 ? 2 : sizeof(T) == 2 ? 4 : 3;
 }
 
 template <int kPer>
@@ -427,38 +437,35 @@ constexpr int kBackwardQueries = 16 / kPer;
 
 // Grid: (items / warps, heads / 4, batch).
 template <int kPer, int kVector, class T>
-__global__ void __launch_bounds__(kThreads)
-    prefix_attention_kernel(const __grid_constant__ PrefixAttentionParams<T> p, bool staged) {
+__global__ void __launch_bounds__(kThreads) prefix_attention_kernel(const __grid_constant__ Attention<T> p) {
   constexpr int kQueries = kForwardQueries<kPer>;
   const Head<kPer, kVector, T> head(p, blockIdx.z, blockIdx.y * kGroups + threadIdx.x % kWarp / kLanes);
-  const int64_t item = blockIdx.x * int64_t{kWarps} + threadIdx.x / kWarp;
-  const Keys<T> prefix = prefix_keys(head, staged);
+  const int item = blockIdx.x * kWarps + threadIdx.x / kWarp;
+  head.stage();
   if (item >= items<kQueries>(p)) return;  // a whole warp
-  for_queries<kQueries>(p, item, [&](const Queries& queries) { head.template attend<kQueries>(queries, prefix); });
+  for_queries<kQueries>(p, item, [&](const Queries& queries) { head.template attend<kQueries>(queries); });
 }
 
 // Grid: the same. Writes stats, grad_q, and grad_kv of the suffixes.
 template <int kPer, int kVector, class T>
-__global__ void __launch_bounds__(kThreads)
-    prefix_attention_backward_kernel(const __grid_constant__ PrefixAttentionParams<T> p, bool staged) {
+__global__ void __launch_bounds__(kThreads) prefix_attention_backward_kernel(const __grid_constant__ Attention<T> p) {
   constexpr int kQueries = kBackwardQueries<kPer>;
   const Head<kPer, kVector, T> head(p, blockIdx.z, blockIdx.y * kGroups + threadIdx.x % kWarp / kLanes);
-  const int64_t item = blockIdx.x * int64_t{kWarps} + threadIdx.x / kWarp;
-  const Keys<T> prefix = prefix_keys(head, staged);
+  const int item = blockIdx.x * kWarps + threadIdx.x / kWarp;
+  head.stage();
   if (item >= items<kQueries>(p)) return;
-  for_queries<kQueries>(p, item,
-                        [&](const Queries& queries) { head.template query_backward<kQueries>(queries, prefix); });
+  for_queries<kQueries>(p, item, [&](const Queries& queries) { head.template query_backward<kQueries>(queries); });
   if (item >= p.classes) return;
   __syncwarp();  // one lane of each group wrote the statistics
-  const int64_t stop = p.offsets[item + 1];
-  for (int64_t key = p.offsets[item]; key < stop; ++key) {
+  const int stop = static_cast<int>(p.offsets[item + 1]);
+  for (int key = static_cast<int>(p.offsets[item]); key < stop; ++key) {
     const Keys<T> from = head.keys(key);
     const auto k = head.load(from.first), v = head.load(from.first + from.value);
     auto grad_k = k, grad_v = v;
     grad_k.clear();
     grad_v.clear();
 #pragma unroll 2
-    for (int64_t row = p.last_only ? stop - 1 : key; row < stop; ++row)
+    for (int row = p.last_only ? stop - 1 : key; row < stop; ++row)
       head.key_backward(p.last_only ? item : row, true, k, v, grad_k, grad_v);
     head.store_key(key, grad_k, grad_v);
   }
@@ -466,8 +473,8 @@ __global__ void __launch_bounds__(kThreads)
 
 // Grid: (blocks of classes, heads, batch); a warp a prefix key, whose queries its groups share. Writes partial.
 template <int kPer, int kVector, class T>
-__global__ void __launch_bounds__(kMaxPartialWarps* kWarp)
-    prefix_attention_partial_kernel(const __grid_constant__ PrefixAttentionParams<T> p) {
+__global__ void __launch_bounds__(kPartialWarps* kWarp, kPer == 8 ? 4 : 2)
+    prefix_attention_partial_kernel(const __grid_constant__ Attention<T> p) {
   Head<kPer, kVector, T> head(p, blockIdx.z, blockIdx.y);
   const int64_t first = blockIdx.x * kPrefixAttentionClassesAtOnce;
   const int64_t last = min(first + kPrefixAttentionClassesAtOnce, p.classes);
@@ -481,7 +488,7 @@ __global__ void __launch_bounds__(kMaxPartialWarps* kWarp)
     head.key_backward_of_groups(begin, end, k, v, grad_k, grad_v);
     grad_k.add_groups();
     grad_v.add_groups();
-    auto* to = p.partial + ((int64_t{head.b} * p.blocks() + blockIdx.x) * p.prefix + key) * 2 * p.width;
+    auto* to = p.partial + ((head.b * p.blocks() + blockIdx.x) * p.prefix + key) * 2 * p.width;
     if (threadIdx.x % kWarp >= kLanes) continue;
     head.store(to, grad_k);
     head.store(to + p.width, grad_v);
@@ -490,8 +497,7 @@ __global__ void __launch_bounds__(kMaxPartialWarps* kWarp)
 
 // Grid: (prefix, heads, batch); a warp, whose groups share the blocks of classes. Writes grad_kv of the prefix.
 template <int kPer, int kVector, class T>
-__global__ void __launch_bounds__(kWarp)
-    prefix_attention_prefix_kernel(const __grid_constant__ PrefixAttentionParams<T> p) {
+__global__ void __launch_bounds__(kWarp) prefix_attention_prefix_kernel(const __grid_constant__ Attention<T> p) {
   using A = Accumulate<T>;
   const Head<kPer, kVector, T> head(p, blockIdx.z, blockIdx.y);
   const int64_t key = blockIdx.x;
@@ -500,7 +506,7 @@ __global__ void __launch_bounds__(kWarp)
   Part<kPer, A> grads[2];
   grads[0].clear();
   grads[1].clear();
-  const A* sums = p.partial + (int64_t{head.b} * p.blocks() * p.prefix + key) * 2 * p.width + head.begin;
+  const A* sums = p.partial + (head.b * p.blocks() * p.prefix + key) * 2 * p.width + head.begin;
 #pragma unroll 4
   for (int64_t block = threadIdx.x / kLanes; block < p.blocks(); block += kGroups) {
 #pragma unroll
@@ -527,26 +533,27 @@ bool fits(const PrefixAttentionParams<T>& p) {
          p.heads <= kMaxGridY;
 }
 
-// A kernel by items, with the prefix in shared memory where it is short.
+template <int kPer, class T>
+size_t prefix_bytes(const PrefixAttentionParams<T>& p) {
+  return static_cast<size_t>(p.prefix) * 2 * kWarp * kPer * sizeof(T);
+}
+
 template <int kQueries, int kPer, class T>
-cudaError_t launch_items(void (*kernel)(PrefixAttentionParams<T>, bool), const PrefixAttentionParams<T>& p,
-                         cudaStream_t stream) {
+cudaError_t launch_items(void (*kernel)(Attention<T>), const Attention<T>& p, cudaStream_t stream) {
   if (items<kQueries>(p) == 0) return cudaSuccess;
-  const size_t bytes = static_cast<size_t>(p.prefix) * 2 * kWarp * kPer * sizeof(T);
-  const bool staged = bytes <= kPrefixBytes;
   const dim3 grid(static_cast<unsigned>(ceil_div(items<kQueries>(p), kWarps)),
                   static_cast<unsigned>(ceil_div(p.heads, kGroups)), static_cast<unsigned>(p.batch));
-  return launch(kernel, grid, dim3(kThreads), staged ? bytes : 0, stream, p, staged);
+  return launch(kernel, grid, dim3(kThreads), p.staged ? prefix_bytes<kPer>(p) : 0, stream, p);
 }
 
 template <int kPer, int kVector, class T>
-cudaError_t launch_backward(const PrefixAttentionParams<T>& p, cudaStream_t stream) {
+cudaError_t launch_backward(const Attention<T>& p, cudaStream_t stream) {
   const cudaError_t error =
       launch_items<kBackwardQueries<kPer>, kPer>(prefix_attention_backward_kernel<kPer, kVector, T>, p, stream);
   if (error != cudaSuccess || p.prefix == 0) return error;
   dim3 grid(static_cast<unsigned>(p.blocks()), static_cast<unsigned>(p.heads), static_cast<unsigned>(p.batch));
   if (p.classes > 0) {
-    const int64_t rounds = ceil_div(p.prefix, kMaxPartialWarps);
+    const int64_t rounds = ceil_div(p.prefix, kPartialWarps);
     const dim3 block(static_cast<unsigned>(ceil_div(p.prefix, rounds)) * kWarp);
     const cudaError_t error = launch(prefix_attention_partial_kernel<kPer, kVector, T>, grid, block, 0, stream, p);
     if (error != cudaSuccess) return error;
@@ -555,38 +562,41 @@ cudaError_t launch_backward(const PrefixAttentionParams<T>& p, cudaStream_t stre
   return launch(prefix_attention_prefix_kernel<kPer, kVector, T>, grid, dim3(kWarp), 0, stream, p);
 }
 
-// Calls run(elements of a lane, elements of a vector): vectors for heads of up to 64 (every CLIP text tower), single
+// Calls run(p, elements of a lane, elements of a vector): vectors for heads of up to 64 (every CLIP text tower), single
 // elements for longer or unaligned ones, and for float64, which is for checking gradients only.
 template <class T, class Run>
 cudaError_t with_head(const PrefixAttentionParams<T>& p, Run run) {
   if (p.batch == 0) return cudaSuccess;
   if (!fits(p)) return cudaErrorInvalidValue;
-  const int64_t dim = p.width / p.heads;
+  const int dim = static_cast<int>(p.width / p.heads);
+  const auto with = [&](auto per, auto vector) {
+    const auto scaling = Accumulate<T>(1) / std::sqrt(static_cast<Accumulate<T>>(dim));
+    return run(Attention<T>{p, dim, scaling, prefix_bytes<per.value>(p) <= kPrefixBytes}, per, vector);
+  };
   if constexpr (sizeof(T) <= 4) {
     constexpr int kVector = 16 / sizeof(T);
     const int64_t strides =
         p.q_batch | p.q_row | p.kv_batch | p.kv_row | p.grad_q_batch | p.grad_q_row | p.grad_kv_batch | p.grad_kv_row;
     const bool fit = vectors_fit<kVector>(strides | dim, p.q, p.kv, p.grad, p.out, p.grad_q, p.grad_kv, p.partial);
-    if (fit && dim <= 64) return run(std::integral_constant<int, 8>(), std::integral_constant<int, kVector>());
+    if (fit && dim <= 64) return with(std::integral_constant<int, 8>(), std::integral_constant<int, kVector>());
   }
-  return run(std::integral_constant<int, 16>(), std::integral_constant<int, 1>());
+  return with(std::integral_constant<int, 16>(), std::integral_constant<int, 1>());
 }
 
 }  // namespace
 
 template <class T>
-cudaError_t launch_prefix_attention(const PrefixAttentionParams<T>& p, cudaStream_t stream) {
-  return with_head(p, [&](auto per, auto vector) {
-    constexpr int kPer = decltype(per)::value;
-    return launch_items<kForwardQueries<kPer>, kPer>(prefix_attention_kernel<kPer, decltype(vector)::value, T>, p,
-                                                     stream);
+cudaError_t launch_prefix_attention(const PrefixAttentionParams<T>& params, cudaStream_t stream) {
+  return with_head(params, [&](const Attention<T>& p, auto per, auto vector) {
+    constexpr int kPer = per.value;
+    return launch_items<kForwardQueries<kPer>, kPer>(prefix_attention_kernel<kPer, vector.value, T>, p, stream);
   });
 }
 
 template <class T>
-cudaError_t launch_prefix_attention_backward(const PrefixAttentionParams<T>& p, cudaStream_t stream) {
-  return with_head(p, [&](auto per, auto vector) {
-    return launch_backward<decltype(per)::value, decltype(vector)::value>(p, stream);
+cudaError_t launch_prefix_attention_backward(const PrefixAttentionParams<T>& params, cudaStream_t stream) {
+  return with_head(params, [&](const Attention<T>& p, auto per, auto vector) {
+    return launch_backward<per.value, vector.value>(p, stream);
   });
 }
 
