@@ -16,7 +16,7 @@ constexpr int kLanes = 8;                // of a group
 constexpr int kGroups = kWarp / kLanes;  // of a warp
 constexpr int kChunk = 4;                // keys whose scores are known at once
 
-// kVector elements as they are stored, in words: 16-bit values would be moved one by one.
+// kVector elements as they are stored, in words: 16-bit values would be moved one by one, and stored two at a time.
 template <int kVector, class T>
 struct Stored {
   using Word = std::conditional_t<kVector == 1, T, uint32_t>;
@@ -25,7 +25,23 @@ struct Stored {
   __device__ __forceinline__ void load(const T* from) {
     words = load_vector<sizeof words / sizeof(Word)>(reinterpret_cast<const Word*>(from));
   }
-  __device__ __forceinline__ void store(T* to) const { store_vector(reinterpret_cast<Word*>(to), words); }
+  __device__ __forceinline__ void store(T* to) const {
+    if constexpr (kVector == 1) {
+      *to = words.values[0];
+    } else {
+#pragma unroll
+      for (int i = 0; i < static_cast<int>(sizeof words / 16); ++i) {
+        const Word* four = words.values + 4 * i;
+#if defined(__CUDA_ARCH__)  // of a vector the compiler makes four stores here
+        asm volatile("st.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(reinterpret_cast<uint4*>(to) + i), "r"(four[0]),
+                     "r"(four[1]), "r"(four[2]), "r"(four[3])
+                     : "memory");
+#else
+        reinterpret_cast<uint4*>(to)[i] = make_uint4(four[0], four[1], four[2], four[3]);
+#endif
+      }
+    }
+  }
   __device__ __forceinline__ Accumulate<T> at(int i) const {
     if constexpr (kVector == 1) {
       return widen(words.values[0]);
@@ -35,6 +51,18 @@ struct Stored {
       T value;
       std::memcpy(&value, &words.values[i], sizeof value);
       return value;
+    }
+  }
+  // In ascending order of i.
+  __device__ __forceinline__ void put(int i, Accumulate<T> x) {
+    const T value = narrow<T>(x);
+    if constexpr (kVector == 1) {
+      words.values[0] = value;
+    } else if constexpr (sizeof(T) == 2) {
+      const uint32_t bits = value.bits;
+      words.values[i / 2] = i % 2 ? words.values[i / 2] | bits << 16 : bits;
+    } else {
+      std::memcpy(&words.values[i], &value, sizeof value);
     }
   }
 };
@@ -175,10 +203,10 @@ struct Head {
 #pragma unroll
     for (int j = 0; j < kPer / kVector; ++j) {
       const int at = (j * kLanes + lane) * kVector;
-      Vector<To, kVector> vector;
+      Stored<kVector, To> vector;
 #pragma unroll
-      for (int i = 0; i < kVector; ++i) vector.values[i] = narrow<To>(x.values[j * kVector + i]);
-      if (at < dim) store_vector(to + begin + at, vector);
+      for (int i = 0; i < kVector; ++i) vector.put(i, x.values[j * kVector + i]);
+      if (at < dim) vector.store(to + begin + at);
     }
   }
   __device__ __forceinline__ const T* q(int64_t query) const { return p.q + b * p.q_batch + query * p.q_row + begin; }
@@ -232,21 +260,26 @@ struct Head {
     }
   }
 
-  __device__ __forceinline__ void read_chunk(Raw (&rows)[kChunk], const T* from, int row, int n) const {
+  struct Chunk {
+    Raw rows[kChunk];
+  };
+  __device__ __forceinline__ Chunk chunk(const T* from, int row, int n) const {
+    Chunk result{};
 #pragma unroll
-    for (int j = 0; j < kChunk; ++j, from += row) read(rows[j], from, j < n);
+    for (int j = 0; j < kChunk; ++j, from += row) read(result.rows[j], from, j < n);
+    return result;
   }
 
   // Products of every query with the n keys of a chunk: result i of a lane is that of key lane % 4 with query 2 i, or,
   // in the upper half of the group, with query 2 i + 1.
   template <int kQueries>
-  __device__ __forceinline__ static void products(const Row (&own)[kQueries], const Raw (&rows)[kChunk], int n,
+  __device__ __forceinline__ static void products(const Row (&own)[kQueries], const Chunk& chunk, int n,
                                                   A (&result)[kPairs<kQueries>]) {
     A sums[kPairs<kQueries>][kLanes] = {};
 #pragma unroll
     for (int j = 0; j < kChunk; ++j) {
       if (j >= n) continue;
-      const Row row = wide(rows[j]);
+      const Row row = wide(chunk.rows[j]);
 #pragma unroll
       for (int i = 0; i < kQueries; ++i) sums[i / 2][i % 2 * kChunk + j] = own[i].dot(row);
     }
@@ -285,11 +318,10 @@ struct Head {
       own[i] = load(q_row, i < queries.count);
       out[i].clear();
     }
-    Raw raw[kChunk] = {};  // of keys, then of values: both at once would take too many registers
     each_chunk(queries, [&](const Keys<T>& from, int n, auto seen) {
-      read_chunk(raw, from.first, from.row, n);
-      products(own, raw, n, kept);
-      read_chunk(raw, from.first + from.value, from.row, n);
+      // Keys, then values: both at once would take too many registers.
+      products(own, chunk(from.first, from.row, n), n, kept);
+      const Chunk values = chunk(from.first + from.value, from.row, n);
 #pragma unroll
       for (int i = 0; i < kPairs<kQueries>; ++i) {
         kept[i] = lane % kChunk < seen(2 * i + lane / kChunk) ? p.scaling * kept[i] : -kInfinity<A>;
@@ -300,7 +332,7 @@ struct Head {
 #pragma unroll
       for (int j = 0; j < kChunk; ++j) {
         if (j >= n) continue;
-        const Row value = wide(raw[j]);
+        const Row value = wide(values.rows[j]);
         for_seen<kQueries>(j, seen, [&](int i) { out[i].add(of(kept, i, j), value); });
       }
     });
@@ -329,12 +361,10 @@ struct Head {
       wanted[i] = load(grad_row, i < queries.count);
       steep[i].clear(), mean[i].clear();
     }
-    Raw raw[kChunk] = {};  // of values, then of keys
     each_chunk(queries, [&](const Keys<T>& from, int n, auto seen) {
-      read_chunk(raw, from.first + from.value, from.row, n);
-      products(wanted, raw, n, slopes);
-      read_chunk(raw, from.first, from.row, n);
-      products(own, raw, n, kept);
+      products(wanted, chunk(from.first + from.value, from.row, n), n, slopes);
+      const Chunk keys = chunk(from.first, from.row, n);
+      products(own, keys, n, kept);
 #pragma unroll
       for (int i = 0; i < kPairs<kQueries>; ++i) {
         const bool sees = lane % kChunk < seen(2 * i + lane / kChunk);
@@ -351,7 +381,7 @@ struct Head {
 #pragma unroll
       for (int j = 0; j < kChunk; ++j) {
         if (j >= n) continue;
-        const Row key = wide(raw[j]);
+        const Row key = wide(keys.rows[j]);
         for_seen<kQueries>(j, seen, [&](int i) {
           mean[i].add(of(kept, i, j), key);
           steep[i].add(of(slopes, i, j), key);
