@@ -1,11 +1,11 @@
 // Forward, a warp works on one class and four heads: eight lanes, a group, hold one head of a row, eight elements each,
 // so a load of the warp is 512 dense bytes of a row. It takes four queries of the class at a time (two in the backward
 // pass), so that a key or value is read and widened once for all four. Softmax goes by four keys at a time, and a lane
-// keeps the score of one of them: one exponential a score, and sums are distributed over the lanes while they are formed
-// (group_sums). The four heads see the same keys, so a warp does not diverge and its shuffles name all lanes: diverged,
-// or with a mask a group for groups of unequal classes, there is a WARPSYNC before each shuffle. So a block has not one
-// head's keys and values of the prefix in shared memory but four; prefixes over 20 KB are read through L1. Rows of the
-// prefix that ask are items of their own, four at a time: no warp has a long chain of them.
+// keeps the score of one of them: one exponential a score, and sums are distributed over the lanes while they are
+// formed (group_sums). The four heads see the same keys, so a warp does not diverge and its shuffles name all lanes; in
+// code for a diverged warp, as with a class for each group, there is a WARPSYNC before each shuffle. So a block has not
+// one head's keys and values of the prefix in shared memory but four; prefixes over 20 KB are read through L1. Rows of
+// the prefix that ask are items of their own, four at a time: no warp has a long chain of them.
 //
 // The backward pass sums nothing in memory. It goes first by query (statistics of the softmax, gradient of q), then by
 // key (a key's gradient is a sum over the queries that see it, in registers). A prefix key is seen by all classes: its
@@ -13,10 +13,10 @@
 // two shuffles; a last launch adds the blocks, split in the same way. Order is fixed, so the bits never change.
 //
 // Counted, not timed: none of this has run on a GPU. Compiled for 9.0 in half precision, the forward loop takes 660
-// instructions for four queries, keys and heads, 64 products: 8 loads, 38 shuffles, 256 multiply-adds and 64 conversions
-// among them, 190 for the softmax. A warp a (class, head) with two elements a lane, as it was before, took 66 a product
-// besides the softmax: for 64 products 4224, with 256 loads and 384 shuffles. What may still cost time: registers are so
-// short that the loads of four values partly wait for each other.
+// instructions for four queries, keys and heads, 64 products: 8 loads, 38 shuffles, 256 multiply-adds and 64
+// conversions among them, 215 in all for the softmax and to load values. A warp a (class, head) with two elements a
+// lane, as it was before, took 66 a product besides the softmax: for 64 products 4224, with 256 loads and 384 shuffles.
+// What may still cost time: registers are so short that the loads of four values partly wait for each other.
 #include "prefix_attention.h"
 #include "prefix_attention_warp.cuh"
 
