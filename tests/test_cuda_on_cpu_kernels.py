@@ -126,26 +126,76 @@ def test_rows_at_an_odd_address():
     close(ops.bias_act(x, bias, True), reference_bias_act.bias_act(x, bias, True), 1e-5)
 
 
-# The last suffix has more keys than a warp has lanes.
-@pytest.mark.parametrize("dim", [1, 5, 32, 33, 64, 65, 80, 96, 128])
+# Heads of up to 64 elements of which vectors fit, and all others; suffixes longer than what is worked on at once.
+@pytest.mark.parametrize("dim", [1, 5, 8, 32, 33, 64, 65, 80, 96, 128])
 @pytest.mark.parametrize("last_only", [False, True])
 def test_prefix_attention_of_every_head_size(shim, dim, last_only):
     check_attention(shim, torch.tensor([3, 5, 6, 38]), 3, 2, dim, last_only)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_prefix_attention_of_half_types(shim, dtype):
-    check_attention(shim, torch.tensor([4, 5, 8, 15]), 4, 2, 64, False, dtype)
+@pytest.mark.parametrize("last_only", [False, True])
+def test_prefix_attention_of_half_types(shim, dtype, last_only):
+    check_attention(shim, torch.tensor([4, 5, 8, 15]), 4, 2, 64, last_only, dtype)
+
+
+# Fewer, as many and more heads than a warp has groups.
+@pytest.mark.parametrize("heads", [1, 3, 4, 5, 8])
+def test_prefix_attention_of_any_number_of_heads(shim, heads):
+    check_attention(shim, torch.tensor([5, 8, 12, 13, 18]), 5, heads, 16, False, torch.float16)
+
+
+# In shared memory (20 KB) and too long for it; more keys than the warps of a block that sums their gradients.
+@pytest.mark.parametrize(("prefix", "dtype"), [(0, torch.float16), (17, torch.float16), (17, torch.float32)])
+@pytest.mark.parametrize("last_only", [False, True])
+def test_prefix_attention_of_long_prefixes(shim, prefix, dtype, last_only):
+    check_attention(shim, prefix + torch.tensor([0, 4, 5, 9]), prefix, 2, 64, last_only, dtype)
+
+
+# One element off a vector's address, or rows that end between two vectors: one element at a time.
+@pytest.mark.parametrize(("skipped", "spare"), [(1, 0), (0, 1)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_prefix_attention_of_rows_no_vector_fits(shim, skipped, spare, dtype):
+    check_attention(shim, torch.tensor([4, 5, 8, 15]), 4, 2, 64, False, dtype, skipped, spare)
 
 
 def test_prefix_attention_of_many_blocks_of_classes(shim):
-    lengths = torch.randint(1, 4, (50,), generator=torch.Generator().manual_seed(0))
+    lengths = torch.randint(1, 7, (50,), generator=torch.Generator().manual_seed(0))
     check_attention(shim, torch.cat([torch.tensor([4]), 4 + lengths.cumsum(0)]), 4, 2, 8, False)
 
 
-def check_attention(shim, offsets, prefix, heads, dim, last_only, dtype=torch.float32):
+def test_prefix_attention_of_no_classes(shim):
+    check_attention(shim, torch.tensor([6]), 6, 2, 64, False)
+
+
+# A query and a key that the classes' other rows do not see; queries of one suffix are computed together.
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_prefix_attention_keeps_a_nan_to_the_rows_that_see_it(shim, dtype):
+    offsets, width = torch.tensor([2, 8, 11]), 128
+    q, kv = torch.randn(1, 11, width).to(dtype), torch.randn(1, 11, 2 * width).to(dtype)
+    kv[0, 5] = torch.nan
+    (out,) = in_every_order(shim, lambda: [ops.prefix_attention(q, kv, offsets, 2, 2)])
+    seen = torch.zeros(11, dtype=torch.bool)
+    seen[5:8] = True
+    assert torch.equal(out[0].isnan().all(1), seen)
+    assert torch.equal(out[0].isnan().any(1), seen)
+    grads = torch.full_like(q, torch.nan), torch.full_like(kv, torch.nan)
+    ops.prefix_attention_backward(q, q, kv, offsets, 2, 2, *grads)
+    assert torch.equal(grads[0][0].isnan().any(1), seen)
+    others = torch.tensor([8, 9, 10])
+    assert grads[1][0, others].isfinite().all()
+
+
+def check_attention(shim, offsets, prefix, heads, dim, last_only, dtype=torch.float32, skipped=0, spare=0):
+    """``skipped`` elements before the first row, ``spare`` ones between two rows."""
     rows, width = int(offsets[-1]), heads * dim
-    qkv = torch.randn(1, rows, 3 * width).to(dtype)
+
+    def new_rows(values):
+        room = torch.full((rows * (3 * width + spare) + skipped,), torch.nan, dtype=dtype)
+        view = room[skipped:].view(1, rows, 3 * width + spare)[..., : 3 * width]
+        return view if values is None else view.copy_(values)
+
+    qkv = new_rows(torch.randn(1, rows, 3 * width))
     q, kv = qkv[..., :width], qkv[..., width:]
     q = q[:, offsets[1:] - 1] if last_only else q
     tolerance = 2e-5 if dtype == torch.float32 else 4 * torch.finfo(dtype).eps
@@ -154,7 +204,7 @@ def check_attention(shim, offsets, prefix, heads, dim, last_only, dtype=torch.fl
     grad = torch.randn(q.shape).to(dtype)
 
     def gradients(function):
-        both = torch.full((1, rows, 3 * width), torch.nan, dtype=dtype)  # halves of one tensor
+        both = new_rows(None)  # halves of one tensor
         grad_q = torch.full(q.shape, torch.nan, dtype=dtype) if last_only else both[..., :width]
         function(grad, q, kv, offsets, prefix, heads, grad_q, both[..., width:])
         return grad_q, both[..., width:]
