@@ -94,4 +94,6 @@ def test_views(benchmark, backend):
     run = BACKENDS[backend]()
     assert run().shape == (VIEWS, 3, SIZE, SIZE)
     benchmark.extra_info.update(op="views", case=f"{VIEWS} of 500x375 at {SIZE}", backend=backend)
-    measure(benchmark, run, rounds=15, warmup_rounds=3)
+    # The photograph, and the views that are written: the plain one comes on top.
+    moved = 3 * (500 * 375 + 4 * (VIEWS + 1) * SIZE**2) if backend.startswith("tpt_fast") else 0
+    measure(benchmark, run, rounds=15, warmup_rounds=3, moved=moved)

@@ -1,4 +1,7 @@
-"""ViT-B/16's text rows for ImageNet's names, packed and padded to the longest prompt; on the CPU for 200 of them."""
+"""ViT-B/16's text rows for ImageNet's names, packed and padded to the longest prompt; on the CPU for 200 of them.
+
+What the benchmarks of the towers' ops share: sizes, types, bounds and names of their cases too.
+"""
 
 import open_clip
 import torch
@@ -15,6 +18,17 @@ NAMES = IMAGENET_CLASSNAMES if DEVICE.type == "cuda" else IMAGENET_CLASSNAMES[::
 _PROMPTS = build_prompts(NAMES, "a photo of a", None, open_clip.get_tokenizer(TOWER), 77)
 LAYOUT = pack(_PROMPTS, False, 1 << 20, DEVICE)[0]
 ROWS, CLASSES, LONGEST = LAYOUT.rows, len(NAMES), int(_PROMPTS.lengths.max())
+
+#: Types of the rows, and how far a result may be from float64's, of values of about one.
+BOUNDS = {torch.float32: 1e-4, torch.float16 if DEVICE.type == "cuda" else torch.bfloat16: 3e-2}
+
+
+def case(rows, dtype):
+    """What a row of results calls ``rows``, of either kind, in ``dtype``."""
+    return f"{ROWS} packed or {CLASSES}x{LONGEST} padded {rows}" + (
+        "" if dtype == torch.float32 else f", {str(dtype).removeprefix('torch.')}"
+    )
+
 
 # Where each packed row stands among the padded ones; the prefix is taken from the first class.
 _LENGTHS = LAYOUT.offsets.diff()

@@ -6,13 +6,22 @@ from collections.abc import Callable
 
 import torch
 
-from tpt_fast.bench.rates import copy_rate, synchronize
+from tpt_fast.bench.rates import copy_rate, matrix_rate, synchronize
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 _CALLS = 20  # in one graph
 
 
-def measure(benchmark, run: Callable, arguments: tuple = (), *, rounds: int, warmup_rounds: int, moved: int = 0):
+def measure(
+    benchmark,
+    run: Callable,
+    arguments: tuple = (),
+    *,
+    rounds: int,
+    warmup_rounds: int,
+    moved: int = 0,
+    flops: int = 0,
+):
     """Time ``run(*arguments)``; returns what it returned.
 
     On CUDA a round ends when the device is done, and ``device`` in the row is what a call takes in the replay of a
@@ -21,6 +30,7 @@ def measure(benchmark, run: Callable, arguments: tuple = (), *, rounds: int, war
     Args:
         benchmark: pytest-benchmark's fixture.
         moved: bytes that must be read and written; the row then says what share of the measured copy rate this is.
+        flops: operations that must be done; likewise of the measured rate of float32 matrix products.
     """
 
     def synchronised(*given):
@@ -37,6 +47,10 @@ def measure(benchmark, run: Callable, arguments: tuple = (), *, rounds: int, war
     if moved and seconds:
         benchmark.extra_info.update(moved=moved, copy_gbs=round(copy_rate(DEVICE) / 1e9, 1))
         benchmark.extra_info["copy_share"] = round(moved / seconds / copy_rate(DEVICE), 3)
+    if flops and seconds:
+        rate = matrix_rate(DEVICE)
+        share = round(flops / seconds / rate, 4)
+        benchmark.extra_info.update(flops=flops, matrix_gflops=round(rate / 1e9), matrix_share=share)
     return result
 
 

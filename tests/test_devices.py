@@ -56,8 +56,23 @@ CASES = {
         lambda x, bias, grad: (bias_act(x, bias), bias_act_backward(grad, x, bias)),
         lambda: (torch.randn(700, 2048), torch.randn(2048), torch.randn(700, 2048)),
     ),
+    "views in patches": (
+        lambda image, specs, table: views(image, specs, table, 96, patch=16),
+        lambda: (
+            torch.randint(0, 256, (300, 400, 3), dtype=torch.uint8),
+            view_specs(300, 400, draw_boxes(300, 400, 15), 96),
+            normalisation_table(dtype=torch.float16),
+        ),
+    ),
     "adamw_step": (lambda ctx, grad: adamw_step(ctx, grad), lambda: tuple(torch.randn(2, 3, 4, 512))),
 }
+for name in ("prefix_attention", "add_layer_norm", "bias_act"):
+    CASES[f"{name} in half"] = (CASES[name][0], lambda make=CASES[name][1]: halved(*make()))
+
+
+def halved(*tensors):
+    """Rows in float16; what belongs to all rows, such as a bias, stays in float32."""
+    return tuple(t.half() if t.dim() > 1 and t.is_floating_point() else t for t in tensors)
 
 
 def prepared(case, device):
