@@ -193,11 +193,13 @@ def test_weights_are_shared_in_the_models_own_type():
         assert {m.weight.data_ptr() for m in (block.qkv, block.out, block.fc, block.proj)} <= theirs
 
 
-def test_groups_of_views_do_not_matter(monkeypatch):
-    model = small()
+@pytest.mark.parametrize(("name", "size"), [("gelu", "vit.ROWS_A_THREAD"), ("resnet", "resnet.VIEWS_AT_ONCE")])
+def test_groups_of_views_do_not_matter(name, size, monkeypatch):
+    model = ALL[name]()
     views, encoder = views_for(model, 7), ImageEncoder(model, torch.float64)
     whole = encoder.encode(views)
-    monkeypatch.setattr("tpt_fast.vision.vit.ROWS_A_THREAD", 1)
+    assert encoder.encode(views[:0]).shape == (0, 32)
+    monkeypatch.setattr(f"tpt_fast.vision.{size}", 1)
     torch.testing.assert_close(encoder.encode(views), whole, rtol=1e-12, atol=1e-12)
 
 
