@@ -1,8 +1,8 @@
 """CLIP's ResNets: batch norms folded into convolutions, channels last, and of the attention pooling the query that is
 read.
 
-Measured on an AVX2 AMD CPU with RN50 and 32 views, taking turns: 1.9 times faster than open_clip's ``encode_image``. Views
-run in groups there, which costs no time and keeps memory small.
+Measured on an AVX2 AMD CPU with RN50 and 32 views, taking turns: 1.9 times faster than open_clip's ``encode_image``.
+Views run in groups there, which costs no time and keeps memory small.
 """
 
 from __future__ import annotations
