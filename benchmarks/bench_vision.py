@@ -8,7 +8,8 @@ from timing import DEVICE, measure
 from tpt_fast.bench.rates import matrix_rate
 from tpt_fast.vision import ImageEncoder
 
-TOWERS = {"ViT-B-32": 64, "ViT-B-16": 64, "RN50": 64}
+TOWERS, VIEWS = ("ViT-B-32", "ViT-B-16", "RN50"), 64
+BOUNDS = {torch.float32: 1e-5} | ({torch.float16: 1e-2} if DEVICE.type == "cuda" else {})
 
 
 def needed_flops(visual, views):
@@ -23,21 +24,24 @@ def needed_flops(visual, views):
     return 2 * views * (embed + (len(blocks) - 1) * whole + last + visual.proj.numel())
 
 
+@pytest.mark.parametrize("dtype", BOUNDS)
 @pytest.mark.parametrize("tower", TOWERS)
 @pytest.mark.parametrize("backend", ["tpt_fast", "open_clip"])
-def test_vision(benchmark, backend, tower):
+def test_vision(benchmark, backend, tower, dtype):
     torch.manual_seed(0)
-    model, count = open_clip.create_model(tower).eval().to(DEVICE), TOWERS[tower]
-    views = torch.randn(count, 3, 224, 224, device=DEVICE)
-    encoder = ImageEncoder(model, torch.float32)
-    run = encoder.encode if backend == "tpt_fast" else torch.no_grad()(lambda v: model.encode_image(v, normalize=True))
+    model = open_clip.create_model(tower).eval().to(DEVICE)
+    views = torch.randn(VIEWS, 3, 224, 224, device=DEVICE)
     with torch.no_grad():
         want = model.encode_image(views[:2], normalize=True)
-    assert (encoder.encode(views[:2]) - want).norm() / want.norm() < 1e-5
-    benchmark.extra_info.update(op="vision", case=f"{tower} x {count}", backend=backend)
-    before = matrix_rate(DEVICE)
+    model, views = model.to(dtype), views.to(dtype)
+    encoder = ImageEncoder(model, dtype)
+    run = encoder.encode if backend == "tpt_fast" else torch.no_grad()(lambda v: model.encode_image(v, normalize=True))
+    assert (encoder.encode(views[:2]) - want).norm() / want.norm() < BOUNDS[dtype]
+    case = f"{tower} x {VIEWS}" + ("" if dtype == torch.float32 else ", fp16")
+    benchmark.extra_info.update(op="vision", case=case, backend=backend)
+    before = matrix_rate(DEVICE, dtype)
     measure(benchmark, run, (views,), rounds=5, warmup_rounds=1)
-    rate, flops = max(before, matrix_rate(DEVICE)), needed_flops(model.visual, count)
+    rate, flops = max(before, matrix_rate(DEVICE, dtype)), needed_flops(model.visual, VIEWS)
     if flops and benchmark.stats:
         share = flops / benchmark.stats.stats.median / rate
         benchmark.extra_info.update(
