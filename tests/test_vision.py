@@ -193,7 +193,10 @@ def test_weights_are_shared_in_the_models_own_type():
         assert {m.weight.data_ptr() for m in (block.qkv, block.out, block.fc, block.proj)} <= theirs
 
 
-@pytest.mark.parametrize(("name", "size"), [("gelu", "vit.ROWS_A_THREAD"), ("resnet", "resnet.VIEWS_AT_ONCE")])
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("gelu", "vit.ROWS_A_THREAD"), ("resnet", "resnet.VIEWS_ON_A_CPU"), ("pools by 'avg'", "module.VIEWS_AT_ONCE")],
+)
 def test_groups_of_views_do_not_matter(name, size, monkeypatch):
     model = ALL[name]()
     views, encoder = views_for(model, 7), ImageEncoder(model, torch.float64)

@@ -71,7 +71,8 @@ class ImageEncoder:
         if views.shape[1:] not in self._shapes():
             expected = " or ".join(f"[N, {', '.join(map(str, shape))}]" for shape in self._shapes())
             raise ValueError(f"views: expected {expected}, got {list(views.shape)}")
-        features = self._tower.encode(views.to(self.dtype))
+        groups = max(1, -(-len(views) // self._tower.at_once(views.device)))
+        features = torch.cat([self._tower.encode(group.to(self.dtype)) for group in views.tensor_split(groups)])
         return nn.functional.normalize(features.to(accumulation_dtype(self.dtype)), dim=-1)
 
     def whole(self, views: Tensor) -> Tensor:

@@ -7,6 +7,8 @@ import copy
 import torch
 from torch import Tensor, nn
 
+VIEWS_AT_ONCE = 64
+
 
 def replica(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     """Second module objects around the same weights (converted once where ``dtype`` differs), in evaluation mode and
@@ -26,6 +28,10 @@ class ModuleTower:
 
     def __init__(self, visual: nn.Module, dtype: torch.dtype) -> None:
         self._visual = replica(visual, dtype)
+
+    def at_once(self, device: torch.device) -> int:
+        """Views of a group, which bounds the memory of a batch of images."""
+        return VIEWS_AT_ONCE
 
     def encode(self, views: Tensor) -> Tensor:
         """[N, 3, S, S] -> [N, D], not normalised."""

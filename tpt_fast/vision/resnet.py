@@ -2,7 +2,6 @@
 read.
 
 Measured on an AVX2 AMD CPU with RN50 and 32 views, taking turns: 1.9 times faster than open_clip's ``encode_image``.
-Views run in groups there, which costs no time and keeps memory small.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from ..adapters import Unsupported, accumulation_dtype
 from .module import replica
 
-VIEWS_AT_ONCE = 8  # on the CPU
+VIEWS_ON_A_CPU, VIEWS_ON_A_GPU = 8, 64  # of a group
 
 
 class ResNetTower:
@@ -38,10 +37,13 @@ class ResNetTower:
         visual.attnpool = PooledQuery(visual.attnpool)
         self._visual = visual.to(dtype, memory_format=torch.channels_last)
 
+    def at_once(self, device: torch.device) -> int:
+        """Views of a group, which costs a CPU no time and bounds the memory."""
+        return VIEWS_ON_A_CPU if device.type == "cpu" else VIEWS_ON_A_GPU
+
     def encode(self, views: Tensor) -> Tensor:
         """[N, 3, S, S] -> [N, D], not normalised."""
-        groups = views.split(VIEWS_AT_ONCE) if views.device.type == "cpu" else [views]
-        return torch.cat([self._visual(group) for group in groups])
+        return self._visual(views)
 
 
 def _fold(visual: nn.Module) -> None:

@@ -2,7 +2,7 @@
 
 Patches are cut out and projected by one matrix product, biases ride in the LayerNorm and activation ops, attention
 reads queries, keys and values where the one product has put them, and in the last block only the class token asks,
-is projected and goes through the MLP. Views run in groups whose rows stay near the last cache.
+is projected and goes through the MLP.
 
 On an AVX2 AMD CPU oneDNN's and MKL's pre-packed weights were measured against plain products: packing gains nothing at
 these sizes, so weights stay as the model holds them, shared with it.
@@ -19,7 +19,7 @@ from ..ops.add_layer_norm import add_layer_norm
 from ..ops.bias_act import bias_act
 from ..reference.views import patches
 
-ROWS_A_THREAD = 800  # of a group of views on the CPU
+ROWS_A_THREAD, ROWS_ON_A_GPU = 800, 1 << 15  # of a group of views
 
 
 class VitTower:
@@ -48,15 +48,13 @@ class VitTower:
         self._norm_post = read_norm(visual.ln_post, dtype)
         self._projection = None if visual.proj is None else visual.proj.detach().to(dtype)
 
+    def at_once(self, device: torch.device) -> int:
+        """Views of a group: their rows stay near the last cache of a CPU, and bound the memory on a GPU."""
+        rows = ROWS_A_THREAD * torch.get_num_threads() if device.type == "cpu" else ROWS_ON_A_GPU
+        return max(1, rows // (len(self._position) + 1))
+
     def encode(self, views: Tensor) -> Tensor:
         """[N, 3, S, S], or [N, patches, 3 * height * width], in the storage type -> [N, D], not normalised."""
-        at_once = len(views)
-        if views.device.type == "cpu":
-            at_once = max(1, ROWS_A_THREAD * torch.get_num_threads() // (len(self._position) + 1))
-        groups = -(-len(views) // max(1, at_once)) or 1
-        return torch.cat([self._encode(group) for group in views.tensor_split(groups)])
-
-    def _encode(self, views: Tensor) -> Tensor:
         residual = self._tokens(views)
         if self._norm_pre is not None:
             residual = _normalise(residual, None, None, self._norm_pre)[1]
