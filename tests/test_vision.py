@@ -201,7 +201,6 @@ def test_groups_of_views_do_not_matter(name, size, monkeypatch):
     model = ALL[name]()
     views, encoder = views_for(model, 7), ImageEncoder(model, torch.float64)
     whole = encoder.encode(views)
-    assert encoder.encode(views[:0]).shape == (0, 32)
     monkeypatch.setattr(f"tpt_fast.vision.{size}", 1)
     torch.testing.assert_close(encoder.encode(views), whole, rtol=1e-12, atol=1e-12)
 
