@@ -4,7 +4,8 @@ The cases are those of ``tpt-fast bench --model``, each row a test of its own. `
 and numbers of classes too; the published algorithm is left out where its graph does not fit in memory. On a GPU both
 also run in fp16, the published one by autocast.
 
-``python benchmarks/bench_tune.py PICTURE`` draws where the time goes, from the rows that ``--rows`` has kept.
+``python benchmarks/bench_tune.py PICTURE`` draws where the time of a photograph goes, from the rows that ``--rows`` has
+kept.
 """
 
 import sys
@@ -95,4 +96,5 @@ if __name__ == "__main__":
         raise SystemExit(f"usage: python {sys.argv[0]} PICTURE")
     if not (found := rows.read(kept.path("tune"))):
         raise SystemExit("no rows: run `pytest benchmarks/bench_tune.py --rows` first")
-    picture.draw(found, sys.argv[1])
+    found = [row for row in found if STARTS[0] in row["case"]]
+    picture.draw(sorted(found, key=lambda row: kept.by_numbers(row["case"])), sys.argv[1])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kept import RESULTS
+from kept import RESULTS, by_numbers
 
 from tpt_fast._aside import written_aside
 from tpt_fast.bench.rows import duration, read
@@ -23,7 +23,7 @@ def table() -> str:
         here = [r for r in found if (r["gpu"] or r["cpu"], r["threads"], r["torch"]) == machine]
         lines += [f"{machine[0]}, {machine[1]} threads, torch {machine[2]}; medians:", ""]
         lines += ["| what | case | tpt_fast | peers, and how many times longer they take |", "|---|---|---|---|"]
-        for op, case in dict.fromkeys((r["op"], r["case"]) for r in here):
+        for op, case in sorted({(r["op"], r["case"]) for r in here}, key=lambda each: (each[0], by_numbers(each[1]))):
             rows = {r["backend"]: r for r in here if (r["op"], r["case"]) == (op, case)}
             if ours := rows.pop("tpt_fast", None):
                 peers = sorted(rows.items(), key=lambda item: item[1]["median"])
