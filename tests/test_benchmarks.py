@@ -16,7 +16,8 @@ def run(*command, **environment):
 
 
 def tokens(*arguments):
-    return run(sys.executable, BENCHMARKS / "bench_tokens.py", *map(str, arguments), COLUMNS="100")
+    """In a terminal so wide that no message is wrapped, wherever its file lies."""
+    return run(sys.executable, BENCHMARKS / "bench_tokens.py", *map(str, arguments), COLUMNS="300")
 
 
 def test_tokens_of_a_class_list(tmp_path):
