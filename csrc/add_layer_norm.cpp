@@ -7,58 +7,22 @@
 namespace tpt_fast {
 namespace {
 
+// Writes x + (delta + bias); `bias` may be null.
 template <class A>
-A total_of(const A* x, int64_t n) {
-  A total = 0;
-#pragma omp simd reduction(+ : total)
-  for (int64_t i = 0; i < n; ++i) total += x[i];
-  return total;
-}
-
-// Writes x + (delta + bias) and returns its total; `bias` may be null.
-template <class A>
-A add(const A* x, const A* delta, const A* bias, A* to, int64_t n) {
-  A total = 0;
+void add(const A* x, const A* delta, const A* bias, A* to, int64_t n) {
   if (bias) {
-#pragma omp simd reduction(+ : total)
-    for (int64_t i = 0; i < n; ++i) total += to[i] = x[i] + (delta[i] + bias[i]);
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) to[i] = x[i] + (delta[i] + bias[i]);
   } else {
-#pragma omp simd reduction(+ : total)
-    for (int64_t i = 0; i < n; ++i) total += to[i] = x[i] + delta[i];
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) to[i] = x[i] + delta[i];
   }
-  return total;
-}
-
-template <class A>
-A squares_of(const A* x, A mean, int64_t n) {
-  A squares = 0;
-#pragma omp simd reduction(+ : squares)
-  for (int64_t i = 0; i < n; ++i) squares += (x[i] - mean) * (x[i] - mean);
-  return squares;
 }
 
 template <class A>
 void normalise(const A* x, A mean, A rstd, const A* weight, const A* bias, A* to, int64_t n) {
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) to[i] = (x[i] - mean) * rstd * weight[i] + bias[i];
-}
-
-// Sums of the gradient of the normalised values, and of its part along them.
-template <class A>
-struct Sums {
-  A total = 0, along = 0;
-};
-
-template <class A>
-Sums<A> sums_of(const A* grad_normed, const A* sum, const A* weight, A mean, int64_t n) {
-  A total = 0, along = 0;
-#pragma omp simd reduction(+ : total, along)
-  for (int64_t i = 0; i < n; ++i) {
-    const A g = grad_normed[i] * weight[i];
-    total += g;
-    along += g * (sum[i] - mean);
-  }
-  return {total, along};
 }
 
 // Writes the gradient of `sum`; `grad_sum` may be null.
@@ -82,31 +46,23 @@ void add_layer_norm_forward(const AddLayerNormParams<T>& p, int64_t begin, int64
   using A = Accumulate<T>;
   const int64_t width = p.width;
   const A inverse_width = A(1) / static_cast<A>(width);
-  Piece<T> one, two;
-  for (int64_t row = begin; row < end; ++row) {
-    const T *x = p.x + row * width, *sum = p.delta ? p.sum + row * width : x;
-    A total = 0;
-    for_pieces<T>(width, [&](int64_t at, int64_t n) {
-      A added = 0;
-      if (p.delta) {
-        T* to = p.sum + row * width + at;
-        const A *delta = two.read(p.delta + row * width + at, n), *bias = p.delta_bias ? p.delta_bias + at : nullptr;
-        added = add(one.read(x + at, n), delta, bias, one.target(to), n);
-        one.write(to, n);
-      }
-      total += p.delta && Piece<T>::kInPlace ? added : total_of(one.read(sum + at, n), n);  // of what is stored
-    });
-    const A mean = total * inverse_width;
-    A squares = 0;  // of the centred values: a second pass over a row in the first cache costs little and loses nothing
-    for_pieces<T>(width, [&](int64_t at, int64_t n) { squares += squares_of(one.read(sum + at, n), mean, n); });
+  Row<T> sum(width), delta(width), normed(width);
+  for (int64_t i = begin; i < end; ++i) {
+    const int64_t at = i * width;
+    const A* row = sum.read(p.x + at);
+    if (p.delta) {
+      add(row, delta.read(p.delta + at), p.delta_bias, sum.target(p.sum + at), width);
+      sum.write(p.sum + at);
+      row = sum.read(p.sum + at);  // statistics are of what is stored
+    }
+    const A mean = sum_over<A>(width, [=](int64_t j) { return row[j]; }) * inverse_width;
+    // Of the centred values: a second pass over a row in the first cache costs little and loses nothing.
+    const A squares = sum_over<A>(width, [=](int64_t j) { return (row[j] - mean) * (row[j] - mean); });
     const A rstd = A(1) / std::sqrt(squares * inverse_width + static_cast<A>(p.eps));
-    for_pieces<T>(width, [&](int64_t at, int64_t n) {
-      T* to = p.normed + row * width + at;
-      normalise(one.read(sum + at, n), mean, rstd, p.weight + at, p.bias + at, two.target(to), n);
-      two.write(to, n);
-    });
-    p.mean[row] = mean;
-    p.rstd[row] = rstd;
+    normalise(row, mean, rstd, p.weight, p.bias, normed.target(p.normed + at), width);
+    normed.write(p.normed + at);
+    p.mean[i] = mean;
+    p.rstd[i] = rstd;
   }
 }
 
@@ -115,24 +71,18 @@ void add_layer_norm_backward(const AddLayerNormBackwardParams<T>& p, int64_t beg
   using A = Accumulate<T>;
   const int64_t width = p.width;
   const A inverse_width = A(1) / static_cast<A>(width);
-  Piece<T> grads, sums, throughs;
-  for (int64_t row = begin; row < end; ++row) {
-    const A mean = p.mean[row], rstd = p.rstd[row];
-    Sums<A> row_sums;
-    for_pieces<T>(width, [&](int64_t first, int64_t n) {
-      const int64_t at = row * width + first;
-      const Sums<A> part =
-          sums_of(grads.read(p.grad_normed + at, n), sums.read(p.sum + at, n), p.weight + first, mean, n);
-      row_sums.total += part.total;
-      row_sums.along += part.along;
-    });
-    const A shift = row_sums.total * inverse_width, slope = row_sums.along * rstd * rstd * inverse_width;
-    for_pieces<T>(width, [&](int64_t first, int64_t n) {
-      const int64_t at = row * width + first;
-      gradient(grads.read(p.grad_normed + at, n), p.grad_sum ? throughs.read(p.grad_sum + at, n) : nullptr,
-               sums.read(p.sum + at, n), p.weight + first, mean, rstd, shift, slope, grads.target(p.grad + at), n);
-      grads.write(p.grad + at, n);
-    });
+  Row<T> grads(width), sums(width), throughs(width);
+  for (int64_t i = begin; i < end; ++i) {
+    const int64_t at = i * width;
+    const A mean = p.mean[i], rstd = p.rstd[i], *weight = p.weight;
+    const A *grad = grads.read(p.grad_normed + at), *sum = sums.read(p.sum + at);
+    // The gradient of the normalised values summed, and its part along them.
+    const A total = sum_over<A>(width, [=](int64_t j) { return grad[j] * weight[j]; });
+    const A along = sum_over<A>(width, [=](int64_t j) { return grad[j] * weight[j] * (sum[j] - mean); });
+    const A shift = total * inverse_width, slope = along * rstd * rstd * inverse_width;
+    gradient(grad, p.grad_sum ? throughs.read(p.grad_sum + at) : nullptr, sum, weight, mean, rstd, shift, slope,
+             grads.target(p.grad + at), width);
+    grads.write(p.grad + at);
   }
 }
 

@@ -27,14 +27,12 @@ template <bool kBackward, class A, class F>
 template <bool kBackward, class T, class F>
 void each(const BiasActParams<T>& p, int64_t begin, int64_t end, F f) {
   using A = Accumulate<T>;
-  Piece<T> xs, grads, outs;
+  Row<T> xs(p.width), grads(p.width);
   for (int64_t i = begin; i < end; ++i) {
-    for_pieces<T>(p.width, [&](int64_t first, int64_t n) {
-      const int64_t at = i * p.width + first;
-      const A *x = xs.read(p.x + at, n), *grad = kBackward ? grads.read(p.grad + at, n) : nullptr;
-      row<kBackward>(x, p.bias ? p.bias + first : nullptr, grad, outs.target(p.out + at), n, f);
-      outs.write(p.out + at, n);
-    });
+    const int64_t at = i * p.width;
+    const A *x = xs.read(p.x + at), *grad = kBackward ? grads.read(p.grad + at) : nullptr;
+    row<kBackward>(x, p.bias, grad, xs.target(p.out + at), p.width, f);
+    xs.write(p.out + at);
   }
 }
 

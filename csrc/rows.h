@@ -1,10 +1,9 @@
 // Rows of any storage type as rows to compute with, on the CPU. A float row is read and written where it lies; one of
-// 16 bits passes through a buffer on the stack, piece by piece, because gcc vectorises no loop that converts _Float16.
+// 16 bits passes through a buffer, because gcc vectorises no loop that converts _Float16.
 #pragma once
 
-#include <algorithm>
-#include <limits>
 #include <type_traits>
+#include <vector>
 
 #include "half.h"
 
@@ -15,21 +14,20 @@ void widen_row(const BFloat16* from, float* to, int64_t n);
 void narrow_row(const float* from, Half* to, int64_t n);
 void narrow_row(const float* from, BFloat16* to, int64_t n);
 
-// One of the rows of a loop over pieces of at most kSize elements.
 template <class T>
-class Piece {
+class Row {
  public:
   using A = Accumulate<T>;
-  static constexpr bool kInPlace = std::is_same_v<T, A>;
-  static constexpr int64_t kSize = kInPlace ? std::numeric_limits<int64_t>::max() : 512;
 
-  // The n elements at `from`, for as long as this piece is neither read nor written again.
-  const A* read(const T* from, int64_t n) {
+  explicit Row(int64_t width) : width_(width), held_(kInPlace ? 0 : width) {}
+
+  // The elements at `from`, for as long as this row is neither read nor written again.
+  const A* read(const T* from) {
     if constexpr (kInPlace) {
       return from;
     } else {
-      widen_row(from, held_, n);
-      return held_;
+      widen_row(from, held_.data(), width_);
+      return held_.data();
     }
   }
 
@@ -38,21 +36,34 @@ class Piece {
     if constexpr (kInPlace)
       return to;
     else
-      return held_;
+      return held_.data();
   }
 
-  void write(T* to, int64_t n) {
-    if constexpr (!kInPlace) narrow_row(held_, to, n);
+  void write(T* to) {
+    if constexpr (!kInPlace) narrow_row(held_.data(), to, width_);
   }
 
  private:
-  A held_[kInPlace ? 1 : kSize];
+  static constexpr bool kInPlace = std::is_same_v<T, A>;
+  int64_t width_;
+  std::vector<A> held_;
 };
 
-// Calls visit(first element, number of elements) for each piece of a row.
-template <class T, class Visit>
-void for_pieces(int64_t width, Visit visit) {
-  for (int64_t at = 0; at < width; at += Piece<T>::kSize) visit(at, std::min(width - at, Piece<T>::kSize));
+// f(0) + ... + f(n - 1), in partial sums that fill several vectors: with one, each addition would wait for the last.
+template <class A, class F>
+A sum_over(int64_t n, F f) {
+  constexpr int64_t kParts = 32;
+  A parts[kParts] = {};
+  int64_t i = 0;
+  for (; i + kParts <= n; i += kParts) {
+#pragma omp simd
+    for (int64_t j = 0; j < kParts; ++j) parts[j] += f(i + j);
+  }
+  A sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t j = 0; j < kParts; ++j) sum += parts[j];
+  for (; i < n; ++i) sum += f(i);
+  return sum;
 }
 
 }  // namespace tpt_fast
