@@ -21,6 +21,7 @@ def measure(
     warmup_rounds: int,
     moved: int = 0,
     flops: int = 0,
+    before: Callable[[], None] | None = None,
 ):
     """Time ``run(*arguments)``; returns what it returned.
 
@@ -31,6 +32,7 @@ def measure(
         benchmark: pytest-benchmark's fixture.
         moved: bytes that must be read and written; the row then says what share of the measured copy rate this is.
         flops: operations that must be done; likewise of the measured rate of float32 matrix products.
+        before: what is called before every round, outside of its time.
     """
 
     def synchronised(*given):
@@ -38,7 +40,7 @@ def measure(
         synchronize(DEVICE)
         return result
 
-    result = benchmark.pedantic(synchronised, arguments, rounds=rounds, warmup_rounds=warmup_rounds)
+    result = benchmark.pedantic(synchronised, arguments, setup=before, rounds=rounds, warmup_rounds=warmup_rounds)
     seconds = benchmark.stats.stats.median if benchmark.stats else None
     if DEVICE.type == "cuda":
         device = replayed(run, arguments)

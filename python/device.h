@@ -16,7 +16,8 @@ class __attribute__((visibility("hidden"))) OnDevice {
 
   cudaStream_t stream() const {
     void* stream = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index_, &stream));
+    STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream(index_, &stream) == AOTI_TORCH_SUCCESS,
+                    "no current stream on CUDA device ", index_);
     return static_cast<cudaStream_t>(stream);
   }
   int32_t index() const { return index_; }
