@@ -17,9 +17,9 @@ NAMES = ("tench", "great white shark", "dog", "dog", " ".join("abcdefghijklmnopq
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-5}
 
 
-def make(custom=False, quick_gelu=False, **text):
+def make(custom=False, quick_gelu=False, seed=0, **text):
     """A small model, its weights spread so that classes differ and no branch of a block is negligible."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     text = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 4, "layers": 2, **text}
     build = open_clip.model.CustomTextCLIP if custom else open_clip.model.CLIP
     model = build(24, VISION, text, quick_gelu=quick_gelu).eval()
@@ -164,9 +164,13 @@ def test_steps_1_to_3(context, engine):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("context", ["end", "middle"])
 def test_half_precision_is_no_worse_than_the_module(dtype, context):
-    model = make(layers=3)
-    packed, module = (compare(model, NAMES, dtype, engine, **CONTEXTS[context]) for engine in ("packed", "module"))
-    assert packed < 1.1 * module
+    """On the average of some models: of any one, either may be off by half as much again."""
+    errors = {"packed": 0.0, "module": 0.0}
+    for seed in range(8):
+        model = make(layers=3, seed=seed)
+        for engine in errors:
+            errors[engine] += compare(model, NAMES, dtype, engine, **CONTEXTS[context])
+    assert errors["packed"] < errors["module"]
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "fp32"])

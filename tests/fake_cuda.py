@@ -1,0 +1,62 @@
+"""A Tuner on a GPU that is not there.
+
+PyTorch's fake tensors have a device, a type and a shape, but no values: whatever would make the host wait for a value
+raises, and so does an op whose tensors lie on different devices. Neither is allowed while a CUDA graph is captured.
+"""
+
+import copy
+import weakref
+from threading import Lock
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from tpt_fast.memory import tensors
+
+DEVICE = torch.device("cuda:0")
+
+
+def on_cuda(tuner, mode: FakeTensorMode):
+    """A copy of a CPU's ``tuner`` whose tensors are fakes on the GPU."""
+    memo = {id(tuner._classes.text._lock): Lock()}
+    for tensor in tensors(tuner):
+        fake = mode.from_tensor(tensor.detach())
+        with mode:
+            fake = fake.to(DEVICE)
+        memo[id(tensor)] = torch.nn.Parameter(fake, False) if isinstance(tensor, torch.nn.Parameter) else fake
+    twin = copy.deepcopy(tuner, memo)
+    twin._classes.text.device = DEVICE
+    return twin
+
+
+class Watch(TorchDispatchMode):
+    """What is done on the device while this is active."""
+
+    def __init__(self):
+        super().__init__()
+        self.ops: list[str] = []  #: their names, but for those that only make views
+        self.elsewhere: list[str] = []  #: those that touch another device
+        self.peak = 0  #: bytes of the results that were alive together
+        self._alive: dict[int, int] = {}  # storage -> bytes
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        results = func(*args, **(kwargs or {}))
+        if func.namespace == "prim":  # a question about a tensor
+            return results
+        found = [x for x in tree_leaves((args, kwargs, results)) if isinstance(x, torch.Tensor)]
+        if any(x.device != DEVICE for x in found):
+            self.elsewhere.append(str(func))
+        if not func.is_view:
+            self.ops.append(str(func))
+            for result in tree_leaves(results):
+                if isinstance(result, torch.Tensor):
+                    self._count(result.untyped_storage())
+        return results
+
+    def _count(self, storage):
+        if storage._cdata not in self._alive:
+            self._alive[storage._cdata] = storage.nbytes()
+            weakref.finalize(storage, self._alive.pop, storage._cdata)
+            self.peak = max(self.peak, sum(self._alive.values()))

@@ -1,0 +1,122 @@
+"""What a GPU would be asked to do, seen without one (see fake_cuda.py); test_tuner_on_cuda.py has the rest."""
+
+import open_clip
+import pytest
+import torch
+from fake_cuda import DEVICE, Watch, on_cuda
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+
+from tpt_fast import TuneConfig, Tuner
+from tpt_fast.batch import Stages
+from tpt_fast.graphs import Captured, Graphs
+
+NAMES = ["cat", "dog", "sports car", "dog"]
+TEXT = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2}
+TOWERS = {
+    "vit": {"image_size": 32, "layers": 2, "width": 64, "patch_size": 16, "head_width": 32},
+    "resnet": {"image_size": 64, "layers": (1, 1, 1, 1), "width": 32, "patch_size": None, "head_width": 64},
+}
+
+
+def tuner(tower="vit", names=NAMES, **options):
+    torch.manual_seed(0)
+    model = open_clip.model.CLIP(64, TOWERS[tower], TEXT).eval()
+    return Tuner(model, names, TuneConfig(n_views=8, rho=0.3, **options))
+
+
+@pytest.fixture
+def mode():
+    return FakeTensorMode()
+
+
+def views(of, images=1):
+    return torch.empty(images, 8, 3, of._images.size, of._images.size, dtype=of._images.dtype, device=DEVICE)
+
+
+def run(twin, images=1):
+    with torch.no_grad(), Watch() as watch:
+        results = twin._loop(views(twin, images), twin._classes, Stages())
+    assert results.data.device == DEVICE
+    return watch
+
+
+CASES = {
+    "vit": {},
+    "resnet": {"tower": "resnet"},
+    "fp16": {"precision": "fp16"},
+    "bf16": {"precision": "bf16", "tower": "resnet"},
+    "three steps": {"steps": 3},
+    "no step": {"steps": 0},
+    "no name twice": {"names": NAMES[:3]},
+    "one context a class": {"ctx": torch.zeros(3, 4, 64), "names": NAMES[:3]},
+    "activations made again": {"activations": "recompute"},
+}
+
+
+@pytest.mark.parametrize("images", [1, 3])
+@pytest.mark.parametrize("case", CASES)
+def test_the_loop_stays_on_the_device(mode, case, images):
+    twin = on_cuda(tuner(**CASES[case]), mode)
+    with mode:
+        watch = run(twin, images)
+    assert not watch.elsewhere
+    assert any("tpt_fast.objective" in op for op in watch.ops)
+
+
+def meddle(monkeypatch, twin, change):
+    encode = twin._images.encode
+    monkeypatch.setattr(twin._images, "encode", lambda views: change(encode(views)))
+
+
+WAITS = {
+    "a value": lambda t: t * t.sum().item(),
+    "a branch": lambda t: t if t.sum() > 0 else -t,
+    "a shape": lambda t: t[t.sum(-1) > 0],
+}
+
+
+@pytest.mark.parametrize("wait", WAITS)
+def test_waiting_is_seen(mode, monkeypatch, wait):
+    twin = on_cuda(tuner(), mode)
+    meddle(monkeypatch, twin, WAITS[wait])
+    with mode, pytest.raises((DataDependentOutputException, DynamicOutputShapeException)):
+        run(twin)
+
+
+def test_another_device_is_seen(mode, monkeypatch):
+    twin = on_cuda(tuner(), mode)
+    meddle(monkeypatch, twin, lambda t: t.cpu().to(DEVICE))
+    with mode:
+        assert run(twin).elsewhere == ["aten._to_copy.default"] * 2
+
+
+def test_what_surrounds_a_replay(mode, monkeypatch):
+    """The views are copied to where the graph reads them, and the results from where it writes them."""
+    twin = on_cuda(tuner(), mode)
+    with mode, torch.no_grad():
+        given = views(twin)
+        results = twin._loop(given, twin._classes, Stages())
+        stream = type("Stream", (), {"record_event": lambda self: None})()
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+        graphs = Graphs(lambda run, given: Captured(given.clone(), results, lambda: None))
+        for _ in range(2):
+            graphs(lambda given: results, given)
+        with Watch() as watch:
+            bundle = graphs(lambda given: pytest.fail("was captured already"), given)
+            bundle.data.cpu()
+    assert watch.ops == ["aten.copy_.default", "aten.clone.default", "aten._to_copy.default"]
+    assert watch.elsewhere == ["aten._to_copy.default"]
+
+
+def test_a_thousand_classes_fit_in_three_gigabytes(mode):
+    """But for what a kernel allocates inside, and for what the allocator does not use."""
+    torch.manual_seed(0)
+    model = open_clip.create_model("ViT-B-16").eval()
+    big = Tuner(model, open_clip.zero_shot_metadata.IMAGENET_CLASSNAMES)
+    twin = on_cuda(big, mode)
+    with mode, torch.no_grad(), Watch() as watch:
+        twin._loop(torch.empty(1, 64, 196, 768, device=DEVICE), twin._classes, Stages())
+    weights, held = sum(p.nbytes for p in model.parameters()), big.memory().own
+    print(f"model {weights / 1e9:.2f}, Tuner {held / 1e9:.2f}, loop {watch.peak / 1e9:.2f} GB")
+    assert watch.peak > 64 * 196 * 768 * 4
+    assert weights + held + watch.peak < 3e9
