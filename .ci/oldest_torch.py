@@ -1,4 +1,4 @@
-"""Compile the bindings, CPU and CUDA halves, against the headers of a PyTorch wheel, without installing or linking it."""
+"""Compile the bindings, CPU and CUDA, against the headers of a PyTorch wheel, which is neither installed nor linked."""
 
 import subprocess
 import sys
