@@ -7,13 +7,17 @@ from collections import defaultdict
 
 import kept
 
-from tpt_fast.bench import rows
+from tpt_fast.bench import rates, rows
 
 
 def pytest_addoption(parser):
     parser.addoption("--rows", action="store_true", help="keep the measured rows in benchmarks/results/")
     parser.addoption("--text-sizes", action="store_true", help="bench_text: 100 to 10,000 classes")
     parser.addoption("--all-models", action="store_true", help="bench_tune: every tower and number of classes")
+
+
+def pytest_configure():
+    rates.full_float32()
 
 
 def pytest_terminal_summary(terminalreporter, config):

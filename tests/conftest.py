@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from tpt_fast.bench.rates import full_float32
+
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_configure() -> None:
+    full_float32()
 
 
 @pytest.fixture(scope="session")

@@ -41,7 +41,9 @@ class TuneConfig:
     ctx: Tensor | str | os.PathLike | None = None
     """Context to start from, before ``ctx_init``: a float tensor [n_ctx, width] or the path of a CoOp checkpoint."""
     precision: str = "fp32"
-    """What the towers hold their weights in: "fp32", "fp16" or "bf16". Logits, loss and context are float32 always."""
+    """What the towers hold their weights in: "fp32", "fp16" or "bf16". Logits, loss and context are float32 always.
+    "fp32" leaves it to PyTorch whether a GPU's products round to TF32: of convolutions, which ResNets have, they do
+    unless ``torch.backends.cudnn.allow_tf32`` is False."""
     seed: int = 0
     """Seed of the views (the same for every image, so results do not depend on the order) and of a random context."""
     strict_official: bool = False

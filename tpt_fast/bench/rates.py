@@ -9,6 +9,12 @@ from functools import cache
 import torch
 
 
+def full_float32() -> None:
+    """Make "fp32" float32 on a GPU too: PyTorch lets convolutions round to TF32, ten bits, unless told not to,
+    and two ways that round in different places agree to three digits only."""
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+
+
 def synchronize(device: torch.device) -> None:
     """Wait until a GPU has done all it was given."""
     if device.type == "cuda":

@@ -72,8 +72,10 @@ def measure(options: Options, place: torch.device, as_json: bool, file: Path | N
     from ..bench.agreement import Disagreement
     from ..bench.case import MODES, STARTS
     from ..bench.measure import many_images, one_image
+    from ..bench.rates import full_float32
 
     _shared.kernels()
+    full_float32()
     times = {"repeats": options.repeats, "seconds": options.seconds}
     parts = [*STARTS, *MODES] if options.images else STARTS
     total = len(options.models) * len(options.classes) * len(parts)
