@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 
 from tpt_fast.bench.rates import copy_rate, matrix_rate, synchronize
+from tpt_fast.capturable import Watch
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 _CALLS = 20  # in one graph
@@ -60,11 +61,12 @@ def replayed(run: Callable, arguments: tuple) -> float | None:
     """Seconds of a call in a replayed CUDA graph, or None where ``run`` cannot be captured."""
     stream = torch.cuda.Stream()
     graph, start, end = torch.cuda.CUDAGraph(), *(torch.cuda.Event(enable_timing=True) for _ in range(2))
+    with torch.cuda.stream(stream), Watch() as watch:
+        run(*arguments)
+    stream.synchronize()
+    if watch.obstacle:
+        return None
     try:
-        with torch.cuda.stream(stream):
-            for _ in range(3):
-                run(*arguments)
-        stream.synchronize()
         with torch.cuda.graph(graph, stream=stream):
             for _ in range(_CALLS):
                 run(*arguments)

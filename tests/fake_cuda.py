@@ -31,28 +31,23 @@ def on_cuda(tuner, mode: FakeTensorMode):
     return twin
 
 
-class Watch(TorchDispatchMode):
-    """What is done on the device while this is active."""
+class Count(TorchDispatchMode):
+    """Counts what is done on the device while this is active."""
 
     def __init__(self):
         super().__init__()
-        self.ops: list[str] = []  #: their names, but for those that only make views
-        self.elsewhere: list[str] = []  #: those that touch another device
+        self.ops: list[str] = []  #: names of those that are more than a view
         self.peak = 0  #: bytes of the results that were alive together
         self._alive: dict[int, int] = {}  # storage -> bytes
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         results = func(*args, **(kwargs or {}))
-        if func.namespace == "prim":  # a question about a tensor
+        if func.namespace == "prim" or func.is_view:
             return results
-        found = [x for x in tree_leaves((args, kwargs, results)) if isinstance(x, torch.Tensor)]
-        if any(x.device != DEVICE for x in found):
-            self.elsewhere.append(str(func))
-        if not func.is_view:
-            self.ops.append(str(func))
-            for result in tree_leaves(results):
-                if isinstance(result, torch.Tensor):
-                    self._count(result.untyped_storage())
+        self.ops.append(str(func))
+        for result in tree_leaves(results):
+            if isinstance(result, torch.Tensor):
+                self._count(result.untyped_storage())
         return results
 
     def _count(self, storage):

@@ -1,9 +1,11 @@
 """The bookkeeping of captured loops, with a stand-in for CUDA's capture; test_tuner_on_cuda.py has the rest."""
 
 import gc
+import re
 import threading
 import warnings
 import weakref
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -97,6 +99,36 @@ def test_a_failed_capture_warns_once_and_runs_eagerly():
             check(kept(loop, given), given)
     assert recorder.captures == 1
     assert kept.why_eager == "operation not permitted when stream is capturing"
+
+
+@pytest.mark.parametrize(
+    ("loop", "why"),
+    [
+        (lambda x: x * x.sum().item(), "aten._local_scalar_dense.default reads a value"),
+        (lambda x: x if x.equal(x) else -x, "aten.equal.default reads a value"),
+        (lambda x: x[x > 0], "aten.index.Tensor has as many results as a mask has entries"),
+        (lambda x: x.nonzero(), "aten.nonzero.default has a shape that depends on values"),
+        (lambda x: x[torch.tensor([1, 0])] * torch.tensor(2.0), None),
+        (lambda x: x.to("meta"), "aten._to_copy.default touches cpu and meta"),
+    ],
+)
+def test_what_cannot_be_captured_is_never_tried(loop, why):
+    recorder, given, calls = Recorder(), torch.randn(5), []
+    kept = Graphs(recorder)
+
+    def run(given):
+        calls.append(loop(given))
+        return computed(given)
+
+    with pytest.warns(CaptureWarning, match=re.escape(f"runs eagerly: {why} (")) if why else nullcontext():
+        check(kept(run, given), given)
+    assert kept.why_eager == why
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(2):
+            check(kept(run, given), given)
+    assert recorder.captures == (why is None)
+    assert len(calls) == (3 if why else 2)
 
 
 def test_other_errors_are_not_swallowed():

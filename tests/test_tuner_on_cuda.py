@@ -161,6 +161,7 @@ def test_memory_goes_with_the_tuner(model):
     for _ in range(3):
         graphed(PHOTO)
     assert torch.cuda.memory_allocated() > before
+    assert graphed.memory()["CUDA graphs"].own > graphed._prepare(PHOTO).views.nbytes
     del graphed
     gc.collect()
     assert torch.cuda.memory_allocated() <= before + (1 << 16)

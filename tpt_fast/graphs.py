@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .bundle import Bundle
+from .capturable import Watch
 
 Run = Callable[[Tensor], Bundle]
 
@@ -19,7 +20,7 @@ KEPT = 4  # shapes, i.e. sizes of batches
 
 
 class CaptureWarning(UserWarning):
-    """The loop could not be captured as a CUDA graph and runs eagerly: same results, more work for the host."""
+    """The loop cannot be captured as a CUDA graph and runs eagerly: same results, more work for the host."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,10 @@ class Captured:
 class Graphs:
     """Runs a function of one tensor, from its third call with a shape on by replaying a graph of it.
 
-    The first call of a shape warms libraries up, eagerly; the second captures. A capture that fails is not tried again:
-    one :class:`CaptureWarning` says why, and the function goes on eagerly. Calls from several threads and streams take
-    turns, in the order of the calls. Nothing here waits for the device, but for the capture itself.
+    The first call of a shape warms libraries up, eagerly, and tells whether the function can be captured; the second
+    captures. Where it cannot, or a capture fails, one :class:`CaptureWarning` says why, and the function goes on
+    eagerly. Calls from several threads and streams take turns, in the order of the calls. Nothing here waits for the
+    device, but for the capture itself.
 
     Args:
         capture: makes a :class:`Captured` of a function and an example; CUDA's unless a test says otherwise.
@@ -52,14 +54,15 @@ class Graphs:
     @property
     def bytes(self) -> int:
         """Memory that the captured loops compute in, which is theirs while they are kept."""
-        return getattr(self._capture, "bytes", 0)
+        inputs = sum(captured.given.nbytes for captured in self._captured.values() if captured is not None)
+        return inputs + getattr(self._capture, "bytes", 0)
 
     def __call__(self, run: Run, given: Tensor) -> Bundle:
         """``run(given)``, which is the caller's own."""
         key = (given.shape, given.dtype, given.device)
         with self._lock:
-            captured = self._captured.get(key)
-            if captured is None and key in self._captured and self.why_eager is None:
+            captured, first = self._captured.get(key), key not in self._captured
+            if captured is None and not first and self.why_eager is None:
                 captured = self._try(run, given)
             self._captured[key] = captured
             self._captured.move_to_end(key)
@@ -67,20 +70,29 @@ class Graphs:
                 self._captured.popitem(last=False)
             if captured is not None:
                 return self._replay(captured, given)
-        return run(given)
+        if not first or self.why_eager is not None:
+            return run(given)
+        with Watch() as watch:
+            results = run(given)
+        if watch.obstacle is not None:
+            self._give_up(watch.obstacle)
+        return results
 
     def _try(self, run: Run, given: Tensor) -> Captured | None:
         try:
             return self._capture(run, given)
         except RuntimeError as error:  # also torch.cuda.OutOfMemoryError
-            self.why_eager = str(error).strip().partition("\n")[0]
-            warnings.warn(
-                f"tpt_fast: the loop could not be captured as a CUDA graph and runs eagerly: {self.why_eager} "
-                "(cuda_graphs=False silences this)",
-                CaptureWarning,
-                stacklevel=5,
-            )
+            self._give_up(str(error).strip().partition("\n")[0])
             return None
+
+    def _give_up(self, why: str) -> None:
+        self.why_eager = why
+        warnings.warn(
+            f"tpt_fast: the loop cannot be captured as a CUDA graph and runs eagerly: {why} "
+            "(cuda_graphs=False silences this)",
+            CaptureWarning,
+            stacklevel=5,
+        )
 
     def _replay(self, captured: Captured, given: Tensor) -> Bundle:
         cuda = torch.cuda.current_stream(given.device) if given.is_cuda else None
@@ -108,8 +120,10 @@ class _Cuda:
         graph, given = torch.cuda.CUDAGraph(), given.clone()
         # Other threads may go on decoding images and allocating memory meanwhile.
         capture = torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local")
-        before = torch.cuda.memory_reserved(given.device)
         with torch.cuda.device(given.device), capture:
+            before = torch.cuda.memory_reserved(
+                given.device
+            )  # of what beginning a capture has given back to the device
             results = run(given)
-        self.bytes += max(0, torch.cuda.memory_reserved(given.device) - before)
+            self.bytes += torch.cuda.memory_reserved(given.device) - before
         return Captured(given, results, graph.replay)
