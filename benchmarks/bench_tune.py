@@ -58,9 +58,9 @@ def timed(benchmark, case, what, backend, run, rounds, images=1):
     return result
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("backend", ["tpt_fast", "published"])
 @pytest.mark.parametrize("start", STARTS)
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize(("name", "classes"), CASES)
 def test_tune(benchmark, name, classes, start, backend, precision):
     case = prepared(name, classes, precision)
@@ -68,7 +68,8 @@ def test_tune(benchmark, name, classes, start, backend, precision):
         if reason := case.unpublished():
             pytest.skip(f"published: {reason}")
         want = timed(benchmark, case, start, backend, case.published(start), 3)
-        benchmark.extra_info["differences"] = compare(case.ours(start)(), want, precision)
+        differences = compare(case.ours(start)(), want, precision)
+        benchmark.extra_info["differences"] = {name: rows.digits(value) for name, value in differences.items()}
         return
     if DEVICE.type == "cuda":  # the second call of a shape captures its graph
         case.ours(start)()
