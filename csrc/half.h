@@ -41,14 +41,20 @@ TPT_FAST_HOST_DEVICE float widen(BFloat16 x) {
   return value;
 }
 
+// On the host in integers, since _Float16 is C++ for new compilers only; rows.cpp has the processor's instructions.
 TPT_FAST_HOST_DEVICE float widen(Half x) {
   float value;
 #if defined(__CUDA_ARCH__)
   asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(x.bits));
 #else
-  _Float16 half;
-  std::memcpy(&half, &x.bits, sizeof half);
-  value = static_cast<float>(half);
+  const uint32_t magnitude = (x.bits & 0x7fffu) << 13, sign = (x.bits & 0x8000u) << 16;
+  std::memcpy(&value, &magnitude, sizeof value);
+  value *= 0x1p112f;  // from the exponents of one format to those of the other, subnormal numbers included
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  if (magnitude >= 0x0f800000u) bits |= 0x7f800000u;  // infinity, NaN
+  bits |= sign;
+  std::memcpy(&value, &bits, sizeof value);
 #endif
   return value;
 }
@@ -65,8 +71,22 @@ TPT_FAST_HOST_DEVICE Half narrow<Half>(float x) {
 #if defined(__CUDA_ARCH__)
   asm("cvt.rn.f16.f32 %0, %1;" : "=h"(result.bits) : "f"(x));
 #else
-  const _Float16 half = static_cast<_Float16>(x);
-  std::memcpy(&result.bits, &half, sizeof half);
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  const uint32_t sign = bits >> 16 & 0x8000u;
+  bits &= 0x7fffffffu;
+  if (bits >= 0x47800000u) {  // from 2^16 on
+    bits = bits > 0x7f800000u ? 0x7e00u | (bits >> 13 & 0x3ffu) : 0x7c00u;
+  } else if (bits < 0x38800000u) {  // subnormal: one half has its last bit where those have theirs, and so rounds them
+    float sum;
+    std::memcpy(&sum, &bits, sizeof sum);
+    sum += 0.5f;
+    std::memcpy(&bits, &sum, sizeof bits);
+    bits -= 0x3f000000u;
+  } else {  // another bias of the exponent; half of the last bit, less where that is even, rounds
+    bits = (bits - 0x38000000u + 0xfffu + (bits >> 13 & 1)) >> 13;
+  }
+  result.bits = static_cast<uint16_t>(sign | bits);
 #endif
   return result;
 }

@@ -1,5 +1,5 @@
 // Rows of any storage type as rows to compute with, on the CPU. A float row is read and written where it lies; one of
-// 16 bits passes through a buffer, because gcc vectorises no loop that converts _Float16.
+// 16 bits passes through a buffer, because gcc vectorises no loop that converts halves.
 #pragma once
 
 #include <type_traits>
