@@ -36,8 +36,9 @@ struct AdamwScalars {
 
 template <class T>
 TPT_FAST_HOST_DEVICE AdamwScalars<T> adamw_scalars(const AdamwStepParams<T>& p, int64_t step) {
-  const double correction1 = 1.0 - ::pow(p.beta1, static_cast<double>(step));
-  const double correction2 = 1.0 - ::pow(p.beta2, static_cast<double>(step));
+  // The first step is the usual one, and a power in double the most of what a GPU has to do in it.
+  const auto power = [step](double base) { return step == 1 ? base : ::pow(base, static_cast<double>(step)); };
+  const double correction1 = 1.0 - power(p.beta1), correction2 = 1.0 - power(p.beta2);
   return {static_cast<T>(1.0 - p.lr * p.weight_decay),
           static_cast<T>(1.0 - p.beta1),
           static_cast<T>(p.beta2),

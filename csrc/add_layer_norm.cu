@@ -1,6 +1,7 @@
 // A warp a row, four rows a block, no shared memory: reductions are shuffles. Memory bounds it: each element is read
 // once and written once. A lane holds its part of the row in registers, in storage type, for widths up to 1536 (all
-// CLIP text towers); wider or unaligned rows are read again instead, from L1.
+// CLIP text towers), and reads all of them before it writes any: a load behind a store, which might be to the same
+// memory, would wait for it. Wider or unaligned rows are read again instead, from L1.
 #include "add_layer_norm.h"
 #include "common.cuh"
 #include "half.h"
@@ -20,17 +21,26 @@ struct RowPart {
 
   __device__ __forceinline__ RowPart(const T* row, int width, int lane) : row(row), width(width), lane(lane) {}
 
-  // Calls visit(element's index, vector, vector's number) for each vector; `fetch` reads them from memory first.
-  template <bool kFetch, class Visit>
+  // Reads the vectors that are kept.
+  __device__ __forceinline__ void hold() {
+#pragma unroll
+    for (int j = 0; j < kHeld; ++j)
+      if (first(j) < width) held[j] = load_vector<kVector>(row + first(j));
+  }
+  // The vector at element i, number j of the lane.
+  __device__ __forceinline__ Vector<T, kVector> at(int i, int j) const {
+    if constexpr (kHeld > 0)
+      return held[j];
+    else
+      return load_vector<kVector>(row + i);
+  }
+  // Calls visit(element's index, vector, vector's number) for each vector; what it changes stays changed if it is kept.
+  template <class Visit>
   __device__ __forceinline__ void each(Visit visit) {
     if constexpr (kHeld > 0) {
 #pragma unroll
-      for (int j = 0; j < kHeld; ++j) {
-        const int i = (j * kWarp + lane) * kVector;
-        if (i >= width) continue;
-        if constexpr (kFetch) held[j] = load_vector<kVector>(row + i);
-        visit(i, held[j], j);
-      }
+      for (int j = 0; j < kHeld; ++j)
+        if (first(j) < width) visit(first(j), held[j], j);
     } else {
       for (int i = lane * kVector; i < width; i += kWarp * kVector) {
         held[0] = load_vector<kVector>(row + i);
@@ -38,13 +48,14 @@ struct RowPart {
       }
     }
   }
+  __device__ __forceinline__ int first(int j) const { return (j * kWarp + lane) * kVector; }
 };
 
 // Blocks that a multiprocessor must have registers for: few enough that no row part is spilled.
-constexpr int resident_blocks(int held_values) { return held_values == 0 ? 10 : held_values <= 24 ? 8 : 5; }
+constexpr int resident_blocks(size_t held_bytes) { return held_bytes == 0 ? 10 : held_bytes <= 48 ? 8 : 4; }
 
 template <int kHeld, int kVector, class T>
-__global__ void __launch_bounds__(kThreads, resident_blocks(kHeld* kVector))
+__global__ void __launch_bounds__(kThreads, resident_blocks(kHeld * kVector * sizeof(T)))
     add_layer_norm_kernel(const AddLayerNormParams<T> p) {
   using A = Accumulate<T>;
   const int64_t row = blockIdx.x * int64_t{kRowsPerBlock} + threadIdx.x / kWarp;
@@ -53,11 +64,13 @@ __global__ void __launch_bounds__(kThreads, resident_blocks(kHeld* kVector))
   const int64_t at = row * p.width;
   const A inverse_width = A(1) / static_cast<A>(width);
 
-  RowPart<kHeld, kVector, T> part(p.x + at, width, lane);
+  RowPart<kHeld, kVector, T> part(p.x + at, width, lane), deltas(p.delta ? p.delta + at : nullptr, width, lane);
+  part.hold();
+  if (p.delta) deltas.hold();
   A total = 0;
-  part.template each<true>([&](int i, Vector<T, kVector>& x, int) {
+  part.each([&](int i, Vector<T, kVector>& x, int j) {
     if (p.delta) {
-      const auto delta = load_vector<kVector>(p.delta + at + i);
+      const auto delta = deltas.at(i, j);
       Vector<A, kVector> delta_bias{};
       if (p.delta_bias) delta_bias = load_vector<kVector>(p.delta_bias + i);
 #pragma unroll
@@ -73,13 +86,13 @@ __global__ void __launch_bounds__(kThreads, resident_blocks(kHeld* kVector))
   const A mean = warp_reduce(total, Sum()) * inverse_width;
 
   A squares = 0;
-  part.template each<false>([&](int, const Vector<T, kVector>& x, int) {
+  part.each([&](int, const Vector<T, kVector>& x, int) {
 #pragma unroll
     for (int v = 0; v < kVector; ++v) squares += (widen(x.values[v]) - mean) * (widen(x.values[v]) - mean);
   });
   const A rstd = A(1) / std::sqrt(warp_reduce(squares, Sum()) * inverse_width + static_cast<A>(p.eps));
 
-  part.template each<false>([&](int i, const Vector<T, kVector>& x, int) {
+  part.each([&](int i, const Vector<T, kVector>& x, int) {
     const auto weight = load_vector<kVector>(p.weight + i), bias = load_vector<kVector>(p.bias + i);
     Vector<T, kVector> normed;
 #pragma unroll
@@ -103,12 +116,14 @@ __global__ void __launch_bounds__(kThreads) add_layer_norm_backward_kernel(const
   const int64_t at = row * p.width;
   const A inverse_width = A(1) / static_cast<A>(width), mean = p.mean[row], rstd = p.rstd[row];
 
-  RowPart<kHeld, kVector, T> grads(p.grad_normed + at, width, lane), sums(p.sum + at, width, lane);
+  RowPart<kHeld, kVector, T> grads(p.grad_normed + at, width, lane), sums(p.sum + at, width, lane),
+      throughs(p.grad_sum ? p.grad_sum + at : nullptr, width, lane);
+  grads.hold();
+  sums.hold();
+  if (p.grad_sum) throughs.hold();
   A total = 0, along = 0;  // of the gradient of the normalised values, and of its part along them
-  if constexpr (kHeld > 0) sums.template each<true>([](int, const Vector<T, kVector>&, int) {});
-  grads.template each<true>([&](int i, const Vector<T, kVector>& grad, int j) {
-    if constexpr (kHeld == 0) sums.held[0] = load_vector<kVector>(sums.row + i);
-    const auto& sum = sums.held[j];
+  grads.each([&](int i, const Vector<T, kVector>& grad, int j) {
+    const auto sum = sums.at(i, j);
     const auto weight = load_vector<kVector>(p.weight + i);
 #pragma unroll
     for (int v = 0; v < kVector; ++v) {
@@ -120,12 +135,11 @@ __global__ void __launch_bounds__(kThreads) add_layer_norm_backward_kernel(const
   const A shift = warp_reduce(total, Sum()) * inverse_width;
   const A slope = warp_reduce(along, Sum()) * rstd * rstd * inverse_width;
 
-  grads.template each<false>([&](int i, const Vector<T, kVector>& grad, int j) {
-    if constexpr (kHeld == 0) sums.held[0] = load_vector<kVector>(sums.row + i);
-    const auto& sum = sums.held[j];
+  grads.each([&](int i, const Vector<T, kVector>& grad, int j) {
+    const auto sum = sums.at(i, j);
     const auto weight = load_vector<kVector>(p.weight + i);
     Vector<T, kVector> through{}, result;
-    if (p.grad_sum) through = load_vector<kVector>(p.grad_sum + at + i);
+    if (p.grad_sum) through = throughs.at(i, j);
 #pragma unroll
     for (int v = 0; v < kVector; ++v) {
       const A own = rstd * (widen(grad.values[v]) * weight.values[v] - shift - (widen(sum.values[v]) - mean) * slope);

@@ -11,6 +11,8 @@
 namespace tpt_fast {
 namespace {
 
+constexpr size_t kSharedBytes = 47 << 10;  // what every launch may have, less what is static
+
 template <class T>
 __device__ __forceinline__ T smaller(T a, T b) {
   return a < b ? a : b;
@@ -92,10 +94,14 @@ __device__ void select(const ObjectiveParams<T>& p, int64_t image, const Kept<T>
     kept.log_sum[rank] = __ldcg(p.shift + 2 * (first + view) + 1);
   };
   if (p.reselect) {
-    for (int i = threadIdx.x; i < views; i += kThreads) {
+    constexpr int kPart = 4;                                         // lanes that share the comparisons of one view
+    for (int begin = 0; begin < views; begin += kThreads / kPart) {  // for all lanes: they exchange their counts
+      const int i = begin + threadIdx.x / kPart;
       int rank = 0;
-      for (int j = 0; j < views; ++j) rank += precedes(kept.entropy, j, i);
-      if (rank < count) {
+      if (i < views)
+        for (int j = threadIdx.x % kPart; j < views; j += kPart) rank += precedes(kept.entropy, j, i);
+      rank = warp_reduce<kPart>(rank, Sum());
+      if (i < views && threadIdx.x % kPart == 0 && rank < count) {
         keep(rank, i);
         p.selected[image * count + rank] = i;
       }
@@ -201,6 +207,11 @@ template <int kThreads, int kVector, class T>
 cudaError_t launch_with(const ObjectiveParams<T>& p, cudaStream_t stream) {
   const size_t shared = Kept<T>::bytes(p.views, p.n_selected, kThreads / kWarp);
   const dim3 grid(static_cast<unsigned>(p.views), static_cast<unsigned>(p.batch));
+  if (shared > kSharedBytes) {
+    const cudaError_t error = cudaFuncSetAttribute(
+        objective_kernel<kThreads, kVector, T>, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
+    if (error != cudaSuccess) return error;
+  }
   return launch(objective_kernel<kThreads, kVector, T>, grid, dim3(kThreads), shared, stream, p);
 }
 

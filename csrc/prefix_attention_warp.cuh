@@ -229,14 +229,15 @@ struct Head {
     const Keys<T> to = prefix_keys();
     for (int row = threadIdx.x / kWarp; row < p.prefix; row += kWarps) {
       const Keys<T> from = keys(row);
+      Raw raws[2]{};  // key and value: both are under way before one is stored, for no load passes a store
+#pragma unroll
+      for (int which = 0; which < 2; ++which) read(raws[which], from.first + which * from.value);
 #pragma unroll
       for (int which = 0; which < 2; ++which) {
-        Raw raw{};
-        read(raw, from.first + which * from.value);
 #pragma unroll
         for (int j = 0; j < kPer / kVector; ++j)
-          raw.vectors[j].store(const_cast<T*>(to.first) + row * to.row + which * to.value +
-                               (j * kLanes + lane) * kVector);
+          raws[which].vectors[j].store(const_cast<T*>(to.first) + row * to.row + which * to.value +
+                                       (j * kLanes + lane) * kVector);
       }
     }
     __syncthreads();

@@ -20,19 +20,19 @@ constexpr int kChunkRows = 64;         // intermediate lines in shared memory, w
 constexpr int kChunkColumns = 96;      // intermediate columns in shared memory, height first
 constexpr int kThreads = kWarps * kWarp;
 
-// Weights of the output pixels of one axis and view: rows of 2 + max_taps, as in views.cpp.
+// What makes the output lines of one axis of a view. Unlike in views.cpp the lines lie beside each other, since
+// neighbouring lanes make neighbouring ones: first source lines, numbers of taps, first weights, second weights, ...
 struct Lines {
   const int32_t* rows;
-  int64_t pitch;
+  int size;
 
-  __device__ int first(int i) const { return __ldg(rows + i * pitch); }
-  __device__ int count(int i) const { return __ldg(rows + i * pitch + 1); }
-  __device__ const int32_t* weights(int i) const { return rows + i * pitch + 2; }
+  __device__ int first(int i) const { return __ldg(rows + i); }
+  __device__ int count(int i) const { return __ldg(rows + size + i); }
+  __device__ const int32_t* weight(int i, int tap) const { return rows + static_cast<int64_t>(2 + tap) * size + i; }
 };
 
 __device__ __forceinline__ Lines lines_of(const ViewsGeometry& p, int64_t view, bool horizontal) {
-  const int64_t pitch = 2 + p.max_taps;
-  return {p.weights + (2 * view + horizontal) * p.size * pitch, pitch};
+  return {p.weights + (2 * view + horizontal) * (2 + p.max_taps) * p.size, static_cast<int>(p.size)};
 }
 
 struct Rgb {
@@ -48,35 +48,36 @@ struct Rgb {
   }
 };
 
-// One thread an image pixel, then one an output line of either axis.
+// One thread an output line of either axis, then, since those take longer, one an image pixel.
 __global__ void __launch_bounds__(kThreads) views_prepare_kernel(const ViewsGeometry p) {
-  const int64_t item = blockIdx.x * int64_t{kThreads} + threadIdx.x, pixels = p.height * p.width;
-  if (item < pixels) {
-    const uint8_t* from = p.image + 3 * item;
-    p.pixels[item] = from[0] | static_cast<uint32_t>(from[1]) << 8 | static_cast<uint32_t>(from[2]) << 16;
+  const int64_t line = blockIdx.x * int64_t{kThreads} + threadIdx.x, pixel = line - 2 * p.views * p.size;
+  if (pixel >= p.height * p.width) return;
+  if (pixel >= 0) {
+    const uint8_t* from = p.image + 3 * pixel;
+    p.pixels[pixel] = from[0] | static_cast<uint32_t>(from[1]) << 8 | static_cast<uint32_t>(from[2]) << 16;
     return;
   }
-  const int64_t line = item - pixels, index = line % p.size, view = line / p.size / 2;
+  const int64_t index = line % p.size, view = line / p.size / 2;
   const bool horizontal = line / p.size % 2 == 1;
-  if (view >= p.views) return;
   const int32_t* spec = p.specs + view * kSpecColumns;
   const ResizeAxis axis = resize_axis(spec[kFilter], spec[kHeight + horizontal], spec[kOutHeight + horizontal]);
   const Taps taps = taps_at(axis, spec[kWindowTop + horizontal] + static_cast<int32_t>(index));
   const double sum = sum_of_weights(axis, taps);
-  int32_t* row = p.weights + line * (2 + p.max_taps);
+  int32_t* to = p.weights + (2 * view + horizontal) * (2 + p.max_taps) * p.size + index;
   const int count = taps.count < p.max_taps ? taps.count : static_cast<int>(p.max_taps);
-  row[0] = taps.first;
-  row[1] = count;
-  for (int k = 0; k < count; ++k) row[2 + k] = fixed_weight(axis, taps, sum, k);
+  to[0] = taps.first;
+  to[p.size] = count;
+  for (int k = 0; k < count; ++k) to[(2 + k) * p.size] = fixed_weight(axis, taps, sum, k);
 }
 
 // Sum over the taps of `lines` at `index` that lie in [begin, end); pixel(k) is the source pixel at line k.
 template <class Pixel>
 __device__ __forceinline__ void accumulate(const Lines& lines, int index, int begin, int end, Rgb& sum, Pixel pixel) {
   const int first = lines.first(index), last = min(first + lines.count(index), end);
-  const int32_t* weights = lines.weights(index) - first;
+  int k = max(first, begin);
+  const int32_t* weight = lines.weight(index, k - first);
 #pragma unroll 2
-  for (int k = max(first, begin); k < last; ++k) sum.add(__ldg(weights + k), pixel(k));
+  for (; k < last; ++k, weight += lines.size) sum.add(__ldg(weight), pixel(k));
 }
 
 // Grid: (tiles across, tiles down, views).

@@ -35,7 +35,7 @@ struct ViewsGeometry {
 
   // Scratch of the CPU functions, of the sizes that views_scratch returns.
   uint8_t* columns;  // [W * 3, column_pitch(H)] the image transposed
-  int32_t* weights;  // [N, 2 (vertical, horizontal), S, 2 + max_taps] first source line, count, weights
+  int32_t* weights;  // [N, 2 (vertical, horizontal), S, 2 + max_taps] first source line, count, weights; CUDA: S last
   int64_t max_taps;
 
   uint32_t* pixels;  // CUDA only: [H, W] scratch, R | G << 8 | B << 16

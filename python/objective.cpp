@@ -71,19 +71,42 @@ Outputs objective_cpu(const Tensor& logits, int64_t n_selected, std::optional<Te
 }
 
 #ifdef TPT_FAST_CUDA
-// Counters that are zero. Launches leave them so, and launches on one stream follow each other, so one set a stream
-// will do; a graph, which may be replayed on any stream, zeroes a set of its own.
-Tensor zero_counters(const Tensor& like, int64_t count, const OnDevice& device) {
-  cudaStreamCaptureStatus capturing = cudaStreamCaptureStatusNone;
-  check_launch(cudaStreamIsCapturing(device.stream(), &capturing), "objective");
-  if (capturing != cudaStreamCaptureStatusNone) return torch::stable::new_zeros(like, {count}, ScalarType::Int);
+// Counters that are zero, and what keeps their memory. Launches leave them so, and launches on one stream follow each
+// other, so one set a stream will do. A graph may be replayed on any stream, but never beside itself: each launch in
+// one takes counters for good, of those that the first eager call on the device has zeroed, to spare replays a launch.
+struct Counters {
+  Tensor held;
+  uint32_t* first;
+};
+
+Counters zero_counters(const Tensor& like, int64_t count, const OnDevice& device) {
+  struct Reserve {
+    Tensor zeros;
+    int64_t taken = 0;
+  };
+  constexpr int64_t kReserve = 4096;
   static std::mutex mutex;
   // Never destroyed: torch may be gone before this library's destructors run.
-  static auto& counters = *new std::map<std::pair<int32_t, cudaStream_t>, Tensor>;
+  static auto& of_stream = *new std::map<std::pair<int32_t, cudaStream_t>, Tensor>;
+  static auto& reserves = *new std::map<int32_t, Reserve>;
+  const auto zeros = [&](int64_t n) { return torch::stable::new_zeros(like, {n}, ScalarType::Int); };
+  const auto counters = [](Tensor held, int64_t first = 0) {
+    auto* data = static_cast<uint32_t*>(held.mutable_data_ptr());
+    return Counters{std::move(held), data + first};
+  };
+  cudaStreamCaptureStatus capturing = cudaStreamCaptureStatusNone;
+  check_launch(cudaStreamIsCapturing(device.stream(), &capturing), "objective");
   const std::lock_guard lock(mutex);
-  Tensor& own = counters[{device.index(), device.stream()}];
-  if (!own.defined() || own.numel() < count) own = torch::stable::new_zeros(like, {count}, ScalarType::Int);
-  return own;
+  Reserve& reserve = reserves[device.index()];
+  if (capturing != cudaStreamCaptureStatusNone) {
+    if (!reserve.zeros.defined() || reserve.taken + count > kReserve) return counters(zeros(count));
+    reserve.taken += count;
+    return counters(reserve.zeros, reserve.taken - count);
+  }
+  if (!reserve.zeros.defined()) reserve.zeros = zeros(kReserve);
+  Tensor& own = of_stream[{device.index(), device.stream()}];
+  if (!own.defined() || own.numel() < count) own = zeros(count);
+  return counters(own);
 }
 
 template <class T>
@@ -91,8 +114,8 @@ Outputs on_cuda(const Tensor& logits, int64_t n_selected, const std::optional<Te
   const OnDevice device(logits);
   if (selected) check_device(*selected, "selected", logits);
   return objective<T>(logits, n_selected, selected, [&](ObjectiveParams<T> p) {
-    const Tensor arrived = zero_counters(logits, p.batch, device);
-    p.arrived = static_cast<uint32_t*>(arrived.mutable_data_ptr());
+    const Counters arrived = zero_counters(logits, p.batch, device);
+    p.arrived = arrived.first;
     check_launch(launch_objective(p, device.stream()), "objective");
   });
 }

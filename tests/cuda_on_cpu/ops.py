@@ -85,7 +85,7 @@ def views(
         image=_dense(image),
         specs=_dense(specs),
         table=_dense(table),
-        weights=_unwritten(count, 2, size, 2 + taps, dtype=torch.int32),
+        weights=_unwritten(count, 2, 2 + taps, size, dtype=torch.int32),
         pixels=_unwritten(height, width, dtype=torch.int32),
         out=out,
         sizes=(height, width, count, size, patch or size, taps),
