@@ -3,6 +3,7 @@
 A benchmark names itself by ``benchmark.extra_info``: op, case, backend. Within a case every other backend is a peer.
 """
 
+import signal
 from collections import defaultdict
 
 import kept
@@ -18,6 +19,7 @@ def pytest_addoption(parser):
 
 def pytest_configure():
     rates.full_float32()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # out of time: what was measured until then is kept
 
 
 def pytest_terminal_summary(terminalreporter, config):
@@ -26,7 +28,7 @@ def pytest_terminal_summary(terminalreporter, config):
     cases = defaultdict(list)
     for bench in getattr(session, "benchmarks", []):
         info = dict(bench.extra_info)
-        if {"op", "case", "backend"} <= info.keys() and not bench.has_error:
+        if {"op", "case", "backend"} <= info.keys() and bench.stats.data and not bench.has_error:
             cases[info["op"], info["case"]].append(rows.row(seconds=bench.stats.sorted_data, **info))
     by_op = defaultdict(list)
     for (op, case), found in cases.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable
 
 import torch
@@ -10,7 +11,8 @@ from tpt_fast.bench.rates import copy_rate, matrix_rate, synchronize
 from tpt_fast.capturable import Watch
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-_CALLS = 20  # in one graph
+_CALLS, _REPLAYS = 20, 25  # at most, of a graph
+_SECONDS = 2.0  # about the most that the replays of one graph take together
 
 
 def measure(
@@ -26,8 +28,8 @@ def measure(
 ):
     """Time ``run(*arguments)``; returns what it returned.
 
-    On CUDA a round ends when the device is done, and ``device`` in the row is what a call takes in the replay of a
-    graph of 20, without the host's part (None where ``run`` cannot be captured).
+    On CUDA a round ends when the device is done, and ``device_seconds`` in the row is what a call takes in the replay
+    of a graph of up to 20, without the host's part (None where ``run`` cannot be captured).
 
     Args:
         benchmark: pytest-benchmark's fixture.
@@ -43,9 +45,9 @@ def measure(
 
     result = benchmark.pedantic(synchronised, arguments, setup=before, rounds=rounds, warmup_rounds=warmup_rounds)
     seconds = benchmark.stats.stats.median if benchmark.stats else None
-    if DEVICE.type == "cuda":
-        device = replayed(run, arguments)
-        benchmark.extra_info["device"] = device and float(f"{device:.4g}")
+    if DEVICE.type == "cuda" and seconds:
+        device = replayed(run, arguments, seconds)
+        benchmark.extra_info["device_seconds"] = device and float(f"{device:.4g}")
         seconds = device or seconds
     if moved and seconds:
         benchmark.extra_info.update(moved=moved, copy_gbs=round(copy_rate(DEVICE) / 1e9, 1))
@@ -57,8 +59,11 @@ def measure(
     return result
 
 
-def replayed(run: Callable, arguments: tuple) -> float | None:
-    """Seconds of a call in a replayed CUDA graph, or None where ``run`` cannot be captured."""
+def replayed(run: Callable, arguments: tuple, seconds: float) -> float | None:
+    """Seconds of a call in a replayed CUDA graph, or None where ``run`` cannot be captured; a call takes the host about
+    ``seconds``."""
+    calls = max(1, min(_CALLS, int(_SECONDS / _REPLAYS / seconds)))
+    replays = max(5, min(_REPLAYS, int(_SECONDS / calls / seconds)))
     stream = torch.cuda.Stream()
     graph, start, end = torch.cuda.CUDAGraph(), *(torch.cuda.Event(enable_timing=True) for _ in range(2))
     with torch.cuda.stream(stream), Watch() as watch:
@@ -68,16 +73,16 @@ def replayed(run: Callable, arguments: tuple) -> float | None:
         return None
     try:
         with torch.cuda.graph(graph, stream=stream):
-            for _ in range(_CALLS):
+            for _ in range(calls):
                 run(*arguments)
     except RuntimeError:
         torch.cuda.synchronize()
         return None
     taken = []
-    for _ in range(25):
+    for _ in range(replays):
         start.record()
         graph.replay()
         end.record()
         end.synchronize()
-        taken.append(start.elapsed_time(end) / 1e3 / _CALLS)
-    return sorted(taken[5:])[len(taken[5:]) // 2]
+        taken.append(start.elapsed_time(end) / 1e3 / calls)
+    return statistics.median(taken[replays // 5 :])  # the first ones warm up

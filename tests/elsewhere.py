@@ -11,14 +11,15 @@ STEMS = ("adamw_step", "add_layer_norm", "bias_act", "objective", "prefix_attent
 
 # Tests of what comes before a kernel or after it, which another kernel cannot change.
 _UNCHANGED = (
-    "opcheck", "messages", "of_another_kind", "boxes_", "gradcheck", "normalised_bits", "threads", "pil_modes",
+    "opcheck", "messages", "of_another_kind", "test_boxes_", "draw_boxes", "gradcheck", "normalised_bits", "threads",
+    "pil_modes",
 )  # fmt: skip
 # Repetitions that take long where a kernel is slow: under a sanitizer.
 _LONG = (
     "slivers", "megapixels", "any_size", "any_number", "gradient_equals", "extremes", "absolute_error", "golden",
 )  # fmt: skip
 # Bounds that only the CPU's bindings check: a device cannot look at a tensor without waiting.
-_UNCHECKED = ("the_kernel_refuses_an_index_that_is_no_view", "test_specs")
+_UNCHECKED = ("the_kernel_refuses_an_index_that_is_no_view", "test_specs", "offsets_are_checked")
 
 
 def install(kernels: dict[str, Callable]) -> None:

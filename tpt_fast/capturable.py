@@ -27,6 +27,11 @@ class Watch(TorchDispatchMode):
         super().__init__()
         self.obstacle: str | None = None
 
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """Compiled code stays compiled: its guards would refuse another mode, and it would run eagerly for good."""
+        return True
+
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         results = func(*args, **(kwargs or {}))
         if self.obstacle is None:

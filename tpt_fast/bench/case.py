@@ -129,7 +129,7 @@ class Case:
     def stages(self, start: str) -> tuple[dict[str, float], int]:
         """Each stage's part of one image's time, run eagerly, and the operations of its matrix products.
 
-        The latter are those that the Tuner's way leaves to do, as torch counts them: without attention's.
+        The latter are those that the Tuner's way leaves to do, as torch counts them: on a CPU without attention's.
         """
         photo = start == "a photograph"
         prepared = self.tuner._prepare(self.photo) if photo else Prepared(self.views, {})
