@@ -357,6 +357,26 @@ def test_architecture_flags(architecture, flag):
     assert _build._gencode(architecture) == flag
 
 
+@pytest.mark.parametrize(
+    ("listed", "names"),
+    [("8.0;9.0+PTX", ["8.0", "9.0+PTX"]), ("9.0a 12.0", ["9.0a", "12.0"]), ("Hopper", None), ("sm_90", None)],
+)
+def test_listed_architectures(listed, names, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", listed)
+    if names:
+        assert _toolkit.architectures() == names
+    else:
+        with pytest.raises(_jit.BuildError, match=f"TORCH_CUDA_ARCH_LIST: expected numbers .* got '{listed}'"):
+            _toolkit.architectures()
+
+
+def test_a_misspelt_number_of_jobs_is_named(tree, cache, monkeypatch):
+    monkeypatch.setenv("MAX_JOBS", "all")
+    with pytest.warns(_jit.BackendWarning, match="MAX_JOBS: expected a number, got 'all'"):
+        assert _jit.ensure().name == "reference"
+
+
 # --- what keeps a binding at three seconds, and the numerics free of torch
 
 

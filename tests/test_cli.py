@@ -16,7 +16,7 @@ import tpt_fast
 from tpt_fast import _build, _jit, _toolkit, demo
 from tpt_fast.cli import _models, app, main
 from tpt_fast.cli.bench import _table as bench_table
-from tpt_fast.reference import clip
+from tpt_fast.demo import clip
 
 CAT = demo.PHOTO_FOLDER / "cat.jpg"
 FEW = ["--views", "6", "--rho", "0.4"]  # enough to see that everything is passed on
@@ -168,6 +168,9 @@ def test_strict_official_repeats_itself():
         ([CAT, "--model", "ViT-B-32", "--classes", "a,b"], "needs weights"),
         ([CAT, "--model", "ViT-B-32", "--classes", "a,b", "--pretrained", "openia"], "neither a file nor a tag"),
         ([CAT, CAT, "--plot", "two.png"], "use --plot-dir"),
+        ([CAT, "--plot", "one.pgn"], "one.pgn ends in none of"),
+        ([CAT, "--plot", "absent/one.png"], "there is no folder absent"),
+        ([CAT, "--plot-dir", CAT / "pictures"], "cannot be made"),
     ],
 )
 def test_bad_usage(arguments, message):
@@ -189,6 +192,22 @@ def test_plots(tmp_path):
     assert sorted(file.name for file in (tmp_path / "plots" / "new").iterdir()) == ["same-2.png", "same.png"]
     with Image.open(tmp_path / "one.png") as picture:
         assert min(picture.size) > 100
+
+
+def test_a_picture_that_cannot_be_written_costs_no_result(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+
+    def full(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(tpt_fast.TuneResult, "plot", full)
+    arguments = ["tune", CAT, "--plot", tmp_path / "one.png", *FEW]
+    (row,) = rows(run(*arguments, "--json", code=1))
+    assert row["label"] in demo.CLASSNAMES
+    assert row["error"] == "the picture cannot be written: no space left"
+    table = run(*arguments, code=1).stdout
+    assert row["label"] in table
+    assert "no space left" in table
 
 
 # --- problems of the environment
@@ -287,6 +306,11 @@ def test_demo_without_matplotlib(tmp_path, monkeypatch):
     assert "tpt_fast[plot]" in result.stderr
     assert list(tmp_path.iterdir()) == []
     run("demo", "--out", tmp_path / "picture.png", code=3)
+
+
+def test_demo_with_a_bad_picture_name(tmp_path):
+    pytest.importorskip("matplotlib")
+    assert "ends in none of" in run("demo", "--out", tmp_path / "picture.pgn", code=2).stderr
 
 
 def test_the_demo_model_is_the_librarys_to_the_bit():

@@ -43,6 +43,8 @@ def test_at_least_one_view_is_kept_unless_official():
         ({"precision": "int8"}, ValueError, "precision: expected one of fp32, fp16, bf16, got 'int8'"),
         ({"seed": -1}, ValueError, "seed: expected 0 or more, got -1"),
         ({"decoder": "jpeg"}, ValueError, "decoder: expected one of pillow, torchvision, got 'jpeg'"),
+        ({"strict_official": "false"}, TypeError, "strict_official: expected True or False, got str 'false'"),
+        ({"cuda_graphs": 1}, TypeError, "cuda_graphs: expected True or False, got int 1"),
         ({"engine": "magic"}, ValueError, "engine: expected one of auto, packed, module, got 'magic'"),
     ],
 )

@@ -1,4 +1,4 @@
-"""``Tuner.memory()`` against what the allocator says."""
+"""``Tuner.memory()`` against what the allocator says, and what is taken for free."""
 
 import open_clip
 import pytest
@@ -7,6 +7,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from tpt_fast import TuneConfig, Tuner
 from tpt_fast.memory import measure, tensors
+from tpt_fast.text import memory
 
 NAMES = [f"thing number {i}" for i in range(50)]
 
@@ -72,3 +73,14 @@ def test_table(model):
     assert "kept activations" in text
     assert len({len(line.split(" MB")[0]) for line in text.splitlines()[1:]}) == 1  # columns
     assert text.splitlines()[-1].startswith("total")
+
+
+def test_files_that_a_container_has_read_count_as_free(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    cpu, whole = torch.device("cpu"), memory.free_bytes(torch.device("cpu"))
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory.free_bytes(cpu) == pytest.approx(whole, rel=0.2)
+    (tmp_path / "memory.max").write_text("1000000\n")
+    (tmp_path / "memory.current").write_text("990000\n")
+    (tmp_path / "memory.stat").write_text("anon 90000\ninactive_file 800000\nactive_file 100000\n")
+    assert memory.free_bytes(cpu) == 810_000

@@ -188,6 +188,16 @@ def test_an_error_of_the_tuning_itself_ends_it(tuner, images, monkeypatch):
     assert not left()
 
 
+def test_an_error_that_is_not_the_images_ends_it(tuner, images, monkeypatch):
+    def failing(image, boxes=None):
+        raise ImportError("no decoder")
+
+    monkeypatch.setattr(tuner, "_prepare", failing)
+    with pytest.raises(ImportError, match="no decoder"):
+        list(tuner.map(images))
+    assert not left()
+
+
 def test_what_the_stream_itself_raises_comes_after_the_results_before_it(tuner, images):
     def failing():
         yield from images[:2]

@@ -410,7 +410,7 @@ def test_messages():
     model = make()
     with pytest.raises(TypeError, match="model: expected an open_clip CLIP or CustomTextCLIP with a text tower"):
         TextEncoder(model.visual, NAMES)
-    with pytest.raises(ValueError, match="engine: expected one of 'auto', 'packed', 'module', got 'fast'"):
+    with pytest.raises(ValueError, match="engine: expected one of auto, packed, module, got 'fast'"):
         TextEncoder(model, NAMES, engine="fast")
     with pytest.raises(ValueError, match="activations: expected one of"):
         TextEncoder(model, NAMES, activations="drop")

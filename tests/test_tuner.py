@@ -1,6 +1,8 @@
 """Tuner and tune on real photographs and open_clip models with seeded random weights."""
 
 import math
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -175,6 +177,20 @@ def test_tune_keeps_its_tuners_and_notices_changed_weights(image, monkeypatch):
     assert not torch.equal(first.logits, tune(model, image, NAMES, **FEW).logits)
     tune(model, image, NAMES[:2], **FEW)
     assert len(made) == 3
+    kept = [key for key in tpt_fast.tuner._tuners if key[0] == id(model)]
+    assert len(kept) == 2  # not the one of the old weights
+
+    class Mine:
+        def objective(self, logits):
+            return logits.logsumexp(-1).mean()
+
+    mine = Mine()
+    for _ in range(2):
+        tune(model, image, NAMES, **FEW, objective=mine.objective)
+    assert len(made) == 4
+    tune.cache_clear()
+    tune(model, image, NAMES, **FEW)
+    assert len(made) == 5
 
 
 def test_duplicate_names_get_equal_logits_and_the_first_wins(model, image):
@@ -197,6 +213,17 @@ def test_a_gradient_that_is_not_finite_is_skipped(model, image):
     assert torch.equal(result.ctx, result.ctx_init)
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"engine": "module"}, {"objective": lambda logits: logits.logsumexp(-1).sum()}]
+)
+def test_inference_mode_changes_nothing(model, image, options):
+    want = tune(model, image, NAMES, **FEW, **options)
+    tune.cache_clear()
+    with torch.inference_mode():
+        assert same(tune(model, image, NAMES, **FEW, **options), want)
+    assert same(tune(model, image, NAMES, **FEW, **options), want)
+
+
 def test_another_objective(model, image):
     def marginal_entropy(logits):
         entropy = torch.distributions.Categorical(logits=logits).entropy()
@@ -213,6 +240,10 @@ def test_plot(tuner, image, tmp_path):
     assert len(figure.axes) >= 9
     assert Image.open(tmp_path / "views.png").width > 500
     assert [p.name for p in tmp_path.iterdir()] == ["views.png"]
+    tuner(image, keep_views=True).plot(tmp_path / "no ending")
+    assert Image.open(tmp_path / "no ending.png").width > 500
+    with pytest.raises(ValueError, match="pgn"):
+        tuner(image, keep_views=True).plot(tmp_path / "views.pgn")
     with pytest.raises(ValueError, match="holds no views"):
         tuner(image).plot()
 
@@ -245,10 +276,19 @@ def test_messages(model, image):
         Tuner(model, NAMES, {"rho": 0.1})
     with pytest.raises(TypeError, match="objective: expected a function of the logits, got float"):
         Tuner(model, NAMES, objective=1.0)
-    with pytest.raises(ValueError, match="objective: expected it to return a scalar tensor"):
+    with pytest.raises(ValueError, match=r"objective: expected it to return a scalar tensor, got a tensor \[8, 4\]"):
         tune(model, image, NAMES, **FEW, objective=lambda logits: logits)
-    with pytest.raises(TypeError, match="classnames: expected a sequence of strings, got str"):
-        tune(model, image, "cat")
+    with pytest.raises(ValueError, match="objective: expected it to return a scalar tensor, got float"):
+        tune(model, image, NAMES, **FEW, objective=lambda logits: 1.0)
+    with pytest.raises(ValueError, match="objective: expected it to depend on the logits"):
+        tune(model, image, NAMES, **FEW, objective=lambda logits: logits.detach().sum())
+    for names, got in (("cat", "str"), (None, "NoneType")):
+        with pytest.raises(TypeError, match=f"classnames: expected a sequence of strings, got {got}"):
+            tune(model, image, names)
+    with pytest.raises(ValueError, match="boxes: expected one or more crops, got none"):
+        Tuner(model, NAMES)(image, boxes=torch.empty(0, 5, dtype=torch.int32))
+    with pytest.raises(ValueError, match="model: expected it on the CPU or on CUDA, got it on meta"):
+        Tuner(small_model().to("meta"), NAMES)
     with pytest.raises(ValueError, match="k: expected 1 or more, got 0"):
         tune(model, image, NAMES, **FEW).topk(0)
     headless = small_model("CustomTextCLIP")
@@ -260,6 +300,10 @@ def test_messages(model, image):
 def test_public_names():
     assert sorted(tpt_fast.__all__) == tpt_fast.__all__
     assert all(hasattr(tpt_fast, name) for name in tpt_fast.__all__)
+    code = (
+        "import tpt_fast; assert 'torch' not in __import__('sys').modules; tpt_fast.demo.load, tpt_fast.ops.objective"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_class_specific_contexts(model, image):

@@ -36,6 +36,7 @@ _MODULES = {
     "make_views": "views",
     "tune": "tuner",
 }
+_PACKAGES = ("demo", "ops")
 __all__ = [*_MODULES]
 
 
@@ -47,6 +48,8 @@ def __getattr__(name: str):
             value = version("tpt_fast")
         except PackageNotFoundError:  # run from a checkout that is not installed
             value = "0+unknown"
+    elif name in _PACKAGES:
+        value = import_module(f".{name}", __name__)
     elif name in _MODULES:
         value = getattr(import_module(f".{_MODULES[name]}", __name__), name)
     else:
@@ -56,4 +59,4 @@ def __getattr__(name: str):
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, "__version__"})
+    return sorted({*globals(), *__all__, *_PACKAGES, "__version__"})

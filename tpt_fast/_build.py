@@ -162,6 +162,8 @@ def _gencode(architecture: str) -> str:
 def _jobs() -> int:
     """Compilers at once: the cores this process may use, at 2 GB each of the memory that is free, or MAX_JOBS."""
     if limit := os.environ.get("MAX_JOBS"):
+        if not limit.isdecimal():
+            raise _toolkit.BuildError(f"MAX_JOBS: expected a number, got {limit!r}")
         return max(1, int(limit))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:

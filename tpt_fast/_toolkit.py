@@ -107,4 +107,8 @@ def architectures() -> list[str]:
         capabilities = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
         return [f"{major}.{minor}" for major, minor in sorted(capabilities)]
     listed = os.environ.get("TORCH_CUDA_ARCH_LIST") or DEFAULT_ARCHITECTURES
-    return [name for name in re.split(r"[;, ]+", listed) if name]
+    names = [name for name in re.split(r"[;, ]+", listed) if name]
+    for name in names:
+        if not re.fullmatch(r"\d+\.\d+[a-f]?(\+PTX)?", name):
+            raise BuildError(f"TORCH_CUDA_ARCH_LIST: expected numbers such as 8.0 or 9.0+PTX, got {name!r}")
+    return names

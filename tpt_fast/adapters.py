@@ -7,8 +7,6 @@ they cannot represent exactly raises :class:`Unsupported` with the reason, and t
 from __future__ import annotations
 
 import copy
-import threading
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -219,70 +217,22 @@ def _expect(condition: bool, reason: str) -> None:
         raise Unsupported(reason)
 
 
-# --- the model's own code, at our own prompts -----------------------------------------------------------------------
+# --- the model's own code -------------------------------------------------------------------------------------------
 
 
-class TextModule:
-    """The model's own text tower, run on token embeddings that we choose.
+def replica(module: nn.Module, dtype: torch.dtype, left_out: nn.Module | None = None) -> nn.Module:
+    """Second module objects around the same weights (converted once where ``dtype`` differs), in evaluation mode and
+    without gradients, so that the caller's model keeps its mode, its dtype and its requires_grad.
 
-    It is a second set of module objects around the caller's weights (shared, or converted once to ``dtype``), in
-    evaluation mode, without gradients for weights: the caller's model stays as it is. Causal towers are cut to
-    ``length`` positions, which is exact: nothing after EOT is ever read.
+    Args:
+        left_out: a part of ``module`` that nothing will call.
     """
 
-    def __init__(self, model: nn.Module, length: int, dtype: torch.dtype) -> None:
-        root = text_root(model)
-        memo: dict[int, object] = {}
-        for p in root.parameters():
-            value = p.detach().to(dtype) if p.is_floating_point() else p.detach()
-            memo[id(p)] = nn.Parameter(value, requires_grad=False)
-        for b in root.buffers():
-            memo[id(b)] = b.detach().to(dtype) if b.is_floating_point() else b.detach()
-        if root is model and hasattr(model, "visual"):
-            memo[id(model.visual)] = nn.Identity()
-        module = copy.deepcopy(root, memo).eval()
+    def held(tensor: Tensor) -> Tensor:
+        return tensor.detach().to(dtype) if tensor.is_floating_point() else tensor.detach()
 
-        if causal_reason(root) is None:
-            module.positional_embedding = nn.Parameter(module.positional_embedding[:length], requires_grad=False)
-            module.attn_mask = module.attn_mask[:length, :length]
-        if hasattr(module, "set_grad_checkpointing") and hasattr(module.transformer, "grad_checkpointing"):
-            module.transformer.grad_checkpointing = False
-        self._embedding = _PromptEmbedding(token_embedding(module).weight)
-        if getattr(module, "token_embedding", None) is not None:
-            module.token_embedding = self._embedding
-        else:
-            module.transformer.set_input_embeddings(self._embedding)
-        self._run: Callable[[Tensor], Tensor] = module.encode_text if hasattr(module, "encode_text") else module
-
-    def __call__(self, ids: Tensor, positions: Tensor, ctx: Tensor) -> Tensor:
-        """Features [C, D], not normalised, differentiable in ``ctx``.
-
-        Args:
-            ids: int64 [C, L] token ids; those at ``positions`` only mark their places.
-            positions: int64 [C, n_ctx], where each context vector stands.
-            ctx: [n_ctx, W] or [C, n_ctx, W].
-        """
-        features = self._embedding.run_with(positions, ctx, lambda: self._run(ids))
-        return features[0] if isinstance(features, tuple) else features
-
-
-class _PromptEmbedding(nn.Module):
-    """Token embedding with context vectors in given places; each thread has its own."""
-
-    def __init__(self, weight: Tensor) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(weight, requires_grad=False)
-        self._place = threading.local()
-
-    def run_with(self, positions: Tensor, ctx: Tensor, run: Callable[[], Tensor]) -> Tensor:
-        self._place.value = positions, ctx
-        try:
-            return run()
-        finally:
-            del self._place.value
-
-    def forward(self, ids: Tensor) -> Tensor:
-        positions, ctx = self._place.value
-        rows = torch.arange(len(ids), device=ids.device)[:, None].expand_as(positions)
-        values = ctx.to(self.weight.dtype).expand(len(ids), -1, -1)
-        return nn.functional.embedding(ids, self.weight).index_put((rows, positions), values)
+    memo: dict[int, object] = {id(p): nn.Parameter(held(p), requires_grad=False) for p in module.parameters()}
+    memo |= {id(b): held(b) for b in module.buffers()}
+    if left_out is not None:
+        memo[id(left_out)] = nn.Identity()
+    return copy.deepcopy(module, memo).eval()

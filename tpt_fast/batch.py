@@ -18,7 +18,7 @@ from .ops import objective
 from .ops.adamw_step import adamw_step
 from .text import TextEncoder
 
-Objective = Callable[[Tensor], Tensor]
+ObjectiveFunction = Callable[[Tensor], Tensor]
 
 
 class Stages:
@@ -87,7 +87,7 @@ class Tuned(NamedTuple):
 
 
 def tune_features(
-    images: Tensor, classes: Classes, config: TuneConfig, stages: Stages, custom: Objective | None = None
+    images: Tensor, classes: Classes, config: TuneConfig, stages: Stages, custom: ObjectiveFunction | None = None
 ) -> Tuned:
     """Tune for B images.
 
@@ -150,7 +150,7 @@ class _Evaluation(NamedTuple):
     selected: Tensor  # [B, K]
 
 
-def _differentiate(logits: Tensor, custom: Objective) -> tuple[Tensor, Tensor]:
+def _differentiate(logits: Tensor, custom: ObjectiveFunction) -> tuple[Tensor, Tensor]:
     """Losses [B] and their gradient [B, N, C] of a user's function of one image's logits."""
     losses, grads = [], []
     for one in logits:
@@ -158,7 +158,10 @@ def _differentiate(logits: Tensor, custom: Objective) -> tuple[Tensor, Tensor]:
             leaf = one.detach().requires_grad_()
             loss = custom(leaf)
             if not isinstance(loss, Tensor) or loss.numel() != 1:
-                raise ValueError("objective: expected it to return a scalar tensor")
+                got = f"a tensor {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+                raise ValueError(f"objective: expected it to return a scalar tensor, got {got}")
+            if not loss.requires_grad:
+                raise ValueError("objective: expected it to depend on the logits, got a tensor without a gradient")
             grads.append(torch.autograd.grad(loss, leaf)[0])
         losses.append(loss.detach().reshape(()))
     return torch.stack(losses), torch.stack(grads)

@@ -39,7 +39,8 @@ class TuneConfig:
     n_ctx: int | None = None
     """Number of context vectors for a random start (normal, deviation 0.02, from ``seed``) instead of ``ctx_init``."""
     ctx: Tensor | str | os.PathLike | None = None
-    """Context to start from, before ``ctx_init``: a float tensor [n_ctx, width] or the path of a CoOp checkpoint."""
+    """Context to start from, before ``ctx_init``: a float tensor [n_ctx, width], class-specific [C, n_ctx, width], or
+    the path of a CoOp checkpoint."""
     precision: str = "fp32"
     """What the towers hold their weights in: "fp32", "fp16" or "bf16". Logits, loss and context are float32 always.
     "fp32" leaves it to PyTorch whether a GPU's products round to TF32: of convolutions, which ResNets have, they do
@@ -73,13 +74,14 @@ class TuneConfig:
             _integer("n_ctx", self.n_ctx, 1)
         if self.ctx is not None and not isinstance(self.ctx, (Tensor, str, os.PathLike)):
             raise TypeError(f"ctx: expected a tensor or the path of a CoOp checkpoint, got {type(self.ctx).__name__}")
-        _choice("precision", self.precision, PRECISIONS)
+        check_choice("precision", self.precision, PRECISIONS)
         _integer("seed", self.seed, 0)
-        _choice("engine", self.engine, ENGINES)
-        _choice("activations", self.activations, ACTIVATIONS)
-        _choice("decoder", self.decoder, DECODERS)
-        if not isinstance(self.cuda_graphs, bool):
-            raise TypeError(f"cuda_graphs: expected True or False, got {type(self.cuda_graphs).__name__}")
+        check_choice("engine", self.engine, ENGINES)
+        check_choice("activations", self.activations, ACTIVATIONS)
+        check_choice("decoder", self.decoder, DECODERS)
+        for name in ("strict_official", "cuda_graphs"):
+            if not isinstance(value := getattr(self, name), bool):
+                raise TypeError(f"{name}: expected True or False, got {type(value).__name__} {value!r}")
         if self.autocasts and self.engine == "packed":
             raise ValueError("engine: expected 'auto' or 'module' with strict_official and fp16, got 'packed'")
         self.n_selected(self.n_views)
@@ -115,6 +117,6 @@ def _number(name: str, value: object, expected: str, fits) -> None:
         raise ValueError(f"{name}: expected {expected}, got {value}")
 
 
-def _choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")

@@ -19,7 +19,7 @@ from . import _build, _toolkit
 class Report:
     """``found``: a value (or None for what is missing) under each heading; JSON can hold all of it."""
 
-    works: bool = False  #: the compiled kernels run and agree with the reference
+    works: bool = False  #: the compiled kernels load and run, and the objective's agree with the reference
     found: dict[str, Any] = field(default_factory=dict)
     advice: list[str] = field(default_factory=list)  #: a sentence for each thing that is missing
 
@@ -53,8 +53,8 @@ def _version(package: str) -> str | None:
 
 def _packages(report: Report) -> None:
     pillow, open_clip = _version("pillow"), _version("open_clip_torch")
-    order = None if pillow is None else "vertical" if int(pillow.partition(".")[0]) >= 13 else "horizontal"
-    report.found["pillow"] = pillow and {"version": pillow, "first pass of tall images": order}
+    order = "pillow-13" if pillow and int(pillow.partition(".")[0]) >= 13 else "pillow-12"
+    report.found["pillow"] = pillow and {"version": pillow, "pass order": order}
     report.found["open_clip"] = open_clip
     report.found["matplotlib"] = _version("matplotlib")
     for name, installed in (("pillow", pillow), ("open_clip_torch", open_clip)):
@@ -70,7 +70,7 @@ def _compilers(report: Report) -> None:
         report.found["compiler"] = {"path": compiler.path, "version": compiler.version}
     except _toolkit.BuildError as error:
         report.found["compiler"] = None
-        report.advice.append(_sentence(error))
+        report.advice.append(str(error))
     cuda = _toolkit.cuda()
     release = cuda and ".".join(map(str, cuda.version))
     report.found["cuda toolkit"] = cuda and {"nvcc": cuda.nvcc, "root": cuda.root, "version": release}
@@ -116,26 +116,27 @@ def _kernels(report: Report, progress: Callable[[int, int], None] | None, rebuil
         from .ops import build_info
 
         kernels["built as"] = build_info()
-        report.works = _agrees()
+        report.works = all(map(_agrees, ["cpu", *(f"cuda:{i}" for i in range(len(report.found["GPUs"])))]))
         kernels["check"] = "agrees with the reference" if report.works else "DISAGREES with the reference"
         if not report.works:
             report.advice.append("the compiled kernels are wrong here: `tpt-fast doctor --build`, and please report it")
     elif backend.why.startswith("TPT_FAST_BACKEND=reference"):
         report.advice.append("TPT_FAST_BACKEND=reference turns the compiled kernels off: unset it")
-    elif _sentence(backend.why) not in report.advice:
-        report.advice.append(_sentence(backend.why))
+    elif backend.why not in report.advice:
+        report.advice.append(backend.why)
     report.found["kernels"] = kernels
 
 
-def _agrees() -> bool:
-    """One small call of the compiled objective against its definition."""
+def _agrees(device: str) -> bool:
+    """One small call of the compiled objective against its definition on the CPU."""
     import torch
 
     from .ops import objective
     from .reference.objective import objective as reference
 
     logits = torch.linspace(-3, 3, 35).sin().mul(4).reshape(5, 7)
-    return all(torch.allclose(a, b, atol=1e-5) for a, b in zip(objective(logits, 2), reference(logits, 2)))
+    found = (value.cpu() for value in objective(logits.to(device), 2))
+    return all(torch.allclose(a, b, atol=1e-5) for a, b in zip(found, reference(logits, 2), strict=True))
 
 
 def _text_tower() -> dict[str, Any]:
@@ -169,7 +170,3 @@ def _cache() -> dict[str, Any]:
         summary = {"key": record.parent.name, "bytes": size, "seconds": written.get("seconds"), "time": built}
         builds.append({**summary, "cuda": written.get("nvcc") is not None})
     return {"folder": str(folder), "builds": sorted(builds, key=lambda build: build["time"])}
-
-
-def _sentence(error: object) -> str:
-    return str(error).strip()

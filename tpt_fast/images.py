@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 DECODERS = ("pillow", "torchvision")
+UNREADABLE = (TypeError, ValueError, OSError)  #: what :func:`load_image` says of an image, and not of the machine
 _JPEG = b"\xff\xd8\xff"  # how every JPEG file begins
 
 

@@ -43,10 +43,9 @@ class OfficialLoop:
         self._lock = Lock()
 
     @staticmethod
-    def text(encoder: TextEncoder) -> TextEncoder:
-        """``encoder``, which runs the model's own module, under autocast from now on."""
+    def put_under_autocast(encoder: TextEncoder) -> None:
+        """Of ``encoder``, which runs the model's own module, from now on."""
         encoder._engine._module = UnderAutocast(encoder._engine._module)
-        return encoder
 
     def __call__(self, views: Tensor, classes: Classes, config: TuneConfig, scale: Tensor, stages: Stages) -> Tuned:
         """Of B images' views [B, N, 3, S, S]; see :func:`tpt_fast.batch.tune_features`."""

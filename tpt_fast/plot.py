@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from pathlib import Path
 
 import torch
 
@@ -50,10 +51,11 @@ def plot(result: TuneResult, path: str | os.PathLike | None = None, classes: int
     axes.bar([p + 0.2 for p in places], after[shown].tolist(), 0.4, label="after tuning", color="#1f5f8b")
     axes.set_xticks(places, [result.classnames[i] for i in shown])
     axes.set(ylim=(0, 1), ylabel="probability")
-    axes.set_title(f"{result.label}   (marginal entropy {result.loss:.3f} to {result.loss_after:.3f})", fontsize=10)
+    axes.set_title(f"{result.label}   (loss {result.loss:.3f} to {result.loss_after:.3f})", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     if path is not None:
-        with written_aside(path) as aside:
+        path = Path(path)
+        with written_aside(path if path.suffix else path.with_suffix(".png")) as aside:
             figure.savefig(aside, dpi=110)
     return figure

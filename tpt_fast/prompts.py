@@ -205,7 +205,8 @@ def load_ctx(source: str | os.PathLike | Tensor, width: int) -> Tensor:
     else:
         raise TypeError(f"ctx: expected a tensor or the path of a CoOp checkpoint, got {type(source).__name__}")
     if not ctx.is_floating_point() or ctx.ndim not in (2, 3) or 0 in ctx.shape:
-        raise ValueError(f"{name}: expected floating point [n_ctx, {width}], got {ctx.dtype} {list(ctx.shape)}")
+        expected = f"floating point [n_ctx, {width}] or [C, n_ctx, {width}]"
+        raise ValueError(f"{name}: expected {expected}, got {ctx.dtype} {list(ctx.shape)}")
     if ctx.shape[-1] != width:
         raise ValueError(f"{name}: expected width {width} (the model's text tower), got {list(ctx.shape)}")
     if not ctx.isfinite().all():

@@ -19,7 +19,8 @@ class Prediction(NamedTuple):
 
 @dataclass(frozen=True, repr=False)
 class TuneResult:
-    """C classes, N views of which K were kept, context of n_ctx vectors. Tensors are float32 on the CPU."""
+    """C classes, N views of which K were kept, context of n_ctx vectors (class-specific contexts have C of them, [C,
+    n_ctx, width]). Tensors are float32 on the CPU."""
 
     classnames: tuple[str, ...]
     logits: Tensor  #: [C] of view 0 with the tuned context
@@ -27,12 +28,14 @@ class TuneResult:
     ctx_init: Tensor  #: [n_ctx, width]
     ctx: Tensor  #: [n_ctx, width], tuned
     entropies: Tensor  #: [N] of each view's class probabilities with the initial context, in nats
-    selected: Tensor  #: [K] int64, the kept views, ascending in entropy
-    loss: float  #: marginal entropy of the kept views before the first step
-    loss_after: float  #: the same views' marginal entropy with the tuned context
+    selected: Tensor  #: [K] int64, the kept views, ascending in entropy; an own objective does not see this choice
+    loss: float  #: marginal entropy of the kept views before the first step; an own objective's value, if there is one
+    loss_after: float  #: the same with the tuned context
     grad: Tensor  #: [n_ctx, width] gradient of the last step
     status: str  #: "tuned"; "skipped", the zero-shot answer, if the loss or the gradient was not finite; or "failed"
-    timings: dict[str, float] = field(default_factory=dict)  #: seconds of each stage
+    timings: dict[str, float] = field(
+        default_factory=dict
+    )  #: seconds of each stage; a GPU works on behind them, until "predict"
     engines: dict[str, str] = field(default_factory=dict)  #: what ran: ops, text tower, image tower, loop, device, ...
     text: dict[str, Any] = field(default_factory=dict)  #: what the text tower chose: TextEncoder.describe()
     views: Tensor | None = None  #: [N, 3, S, S] normalised, kept only if asked for (``keep_views=True``)
@@ -47,6 +50,11 @@ class TuneResult:
     def zero_shot_probs(self) -> Tensor:
         """[C] class probabilities with the initial context."""
         return self.zero_shot_logits.softmax(-1)
+
+    @property
+    def zero_shot_label(self) -> str:
+        """Name of the most probable class with the initial context."""
+        return self.classnames[int(self.zero_shot_logits.argsort(descending=True, stable=True)[0])]
 
     @property
     def index(self) -> int:
@@ -76,14 +84,15 @@ class TuneResult:
         """Draw the views with their entropies, the kept ones framed, and the class probabilities before and after.
 
         Args:
-            path: where to save the picture; the format follows the ending.
+            path: where to save the picture; the format follows the ending, PNG where there is none.
 
         Returns:
             The ``matplotlib.figure.Figure``.
 
         Raises:
             ImportError: matplotlib is missing (``pip install 'tpt_fast[plot]'``).
-            ValueError: the result was made without ``keep_views=True``.
+            ValueError: the result was made without ``keep_views=True``, or an ending that matplotlib does not know.
+            OSError: the picture cannot be written.
         """
         from .plot import plot
 
@@ -92,12 +101,11 @@ class TuneResult:
     def __repr__(self) -> str:
         if self.error is not None:
             return f"TuneResult(failed: {self.error!r})"
-        before = int(self.zero_shot_logits.argsort(dim=-1, descending=True, stable=True)[0])
         top = ", ".join(f"{p.label} {p.prob:.1%}" for p in self.topk(3))
         return (
-            f"TuneResult({self.label!r}: {top}; zero-shot {self.classnames[before]!r} "
-            f"{self.zero_shot_probs[before]:.1%}; marginal entropy {self.loss:.4f} -> {self.loss_after:.4f} over "
-            f"{len(self.selected)} of {len(self.entropies)} views; {self.status}, "
+            f"TuneResult({self.label!r}: {top}; zero-shot {self.zero_shot_label!r} {self.zero_shot_probs.max():.1%}; "
+            f"loss {self.loss:.4f} -> {self.loss_after:.4f}, {len(self.selected)} of {len(self.entropies)} views kept; "
+            f"{self.status}, "
             f"{1e3 * self.timings.get('total', float('nan')):.0f} ms)"
         )
 

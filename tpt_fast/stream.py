@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from .images import UNREADABLE
 from .result import TuneResult
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ def stream(tuner: Tuner, images: Iterable, workers: int, keep_views: bool) -> It
         while ahead:
             views = ahead.popleft()
             error = views.exception()
+            if error is not None and not isinstance(error, UNREADABLE):
+                raise error
             fill()  # the workers go on while this one runs
             if error is None and beside:
                 beside.hand_over(views.result().views)

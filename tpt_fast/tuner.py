@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from . import _jit
 from .adapters import PRECISIONS, text_root, token_embedding
-from .batch import Classes, Objective, Stages, Tuned, tune_features
+from .batch import Classes, ObjectiveFunction, Stages, Tuned, tune_features
 from .bundle import Bundle
 from .config import TuneConfig
 from .graphs import Graphs
-from .images import load_image
+from .images import UNREADABLE, load_image
 from .memory import Held, Memory, measure
 from .prompts import check_classnames, load_ctx
 from .result import TuneResult, failed
@@ -50,6 +50,7 @@ class Tuner:
         TypeError, ValueError: naming the argument, what was expected and what came.
     """
 
+    @torch.inference_mode(False)
     def __init__(
         self,
         model: nn.Module,
@@ -57,7 +58,7 @@ class Tuner:
         config: TuneConfig | None = None,
         *,
         tokenizer: Callable | None = None,
-        objective: Objective | None = None,
+        objective: ObjectiveFunction | None = None,
     ) -> None:
         if config is not None and not isinstance(config, TuneConfig):
             raise TypeError(f"config: expected a TuneConfig, got {type(config).__name__}")
@@ -68,6 +69,8 @@ class Tuner:
         self._model, self._tokenizer, self._objective = model, tokenizer, objective
         self._backend = _jit.ensure()
         self._scale = model.logit_scale.detach().float().exp()
+        if self.device.type not in ("cpu", "cuda"):
+            raise ValueError(f"model: expected it on the CPU or on CUDA, got it on {self.device}")
         self._official: OfficialLoop | None = None
         if self.config.autocasts:
             if objective is not None:
@@ -80,6 +83,7 @@ class Tuner:
             self._images = ImageEncoder(model, PRECISIONS[self.config.precision])
         self.set_classnames(classnames)
 
+    @torch.inference_mode(False)
     def set_classnames(self, classnames: Sequence[str]) -> None:
         """Tune for another list of classes from now on; calls under way finish with the old one."""
         config, names = self.config, check_classnames(classnames)
@@ -101,7 +105,7 @@ class Tuner:
             activations=config.activations,
         )
         if self._official is not None:
-            self._official.text(text)
+            self._official.put_under_autocast(text)
         else:
             text.initial()
         inverse, places = _repeats(names, different, text.device) if len(different) < len(names) else (None, None)
@@ -124,8 +128,9 @@ class Tuner:
         """Tune the prompt for ``image`` and classify it.
 
         Args:
-            image: a path, a PIL image, or a uint8 array or tensor [H, W, 3] or [3, H, W]; see :func:`load_image`.
-            boxes: int32 [n_views - 1, 5] crops (top, left, height, width, flip) to use instead of drawn ones.
+            image: a path, a PIL image, or an array or tensor [H, W, 3] or [3, H, W]; see :func:`load_image`.
+            boxes: integers [N - 1, 5], crops (top, left, height, width, flip) to use instead of drawn ones; there are
+                N views then, 2 or more, whatever ``n_views`` says.
             keep_views: keep the views in the result, for :meth:`TuneResult.plot`.
 
         Raises:
@@ -154,7 +159,7 @@ class Tuner:
             for i, image in enumerate(images[begin : begin + at_once], begin):
                 try:
                     prepared.append(self._prepare(image))
-                except (TypeError, ValueError, OSError) as error:
+                except UNREADABLE as error:
                     *before, message = error.args or ("",)
                     raise type(error)(*before, f"images[{i}]: {message}") from error
             results += self._tune(prepared, keep_views)
@@ -166,8 +171,8 @@ class Tuner:
         While one image is tuned, threads decode the next and make their views, on CUDA on a stream of their own; images
         are taken from ``images`` when there is a place for them, at most ``workers + 1`` ahead. The threads end with
         the stream, and when the generator is closed, forgotten or interrupted. An image that cannot be read gets a
-        result with its ``error``, and the stream goes on; what ``images`` itself raises comes after the results before
-        it, and ends the stream.
+        result with its ``error``, and the stream goes on; any other error ends it. What ``images`` itself raises comes
+        after the results before it.
 
         Args:
             images: yields images as for :meth:`__call__`.
@@ -215,14 +220,14 @@ class Tuner:
         In passing a call needs its views and activations of the image tower too; what holds a stream or a batch back
         is said in :meth:`map` and :meth:`tune_batch`.
         """
-        text, precision = self._classes.text, self.config.precision
+        text, held = self._classes.text, "fp32" if self.config.autocasts else self.config.precision
         engine, kept = text._engine, text.describe()
         memory = measure(
             self._model,
             {
-                "image tower": (f"weights in {precision}, run by {self._images.engine!r}", self._images),
+                "image tower": (f"weights in {held}, run by {self._images.engine!r}", self._images),
                 "text tower": (
-                    f"weights in {precision}, run by {text.engine!r}",
+                    f"weights in {held}, run by {text.engine!r}",
                     engine._tower if text.engine == "packed" else engine._module,
                 ),
                 "kept activations": (
@@ -254,8 +259,11 @@ class Tuner:
                 patch=self._images.patch,
                 **self.preprocessing._asdict(),
             )
+        if len(views) < 2:
+            raise ValueError("boxes: expected one or more crops, got none")
         return Prepared(views, stages.seconds)
 
+    @torch.inference_mode(False)  # a caller's inference mode would forbid the gradients of an objective or a module
     @torch.no_grad()
     def _tune(self, prepared: list[Prepared], keep_views: bool) -> list[TuneResult]:
         """One result an image; all have N views."""
@@ -352,37 +360,44 @@ def tune(
     classnames: Sequence[str],
     *,
     tokenizer: Callable | None = None,
-    objective: Objective | None = None,
+    objective: ObjectiveFunction | None = None,
     keep_views: bool = False,
     **options,
 ) -> TuneResult:
     """Classify ``image`` by CLIP with a prompt tuned for it (test-time prompt tuning, Shu et al., NeurIPS 2022).
 
-    The last few Tuners are kept, so a loop over ``tune`` with the same model and names costs no more than a
-    :class:`Tuner`; changing the model's weights in place is noticed.
+    The last four Tuners are kept, and their models with them, so a loop over ``tune`` with the same arguments costs no
+    more than a :class:`Tuner`; ``tune.cache_clear()`` lets go of them. Weights that have changed in place are noticed
+    and make a new Tuner in place of the old, but for changes through ``.data``, which PyTorch does not count.
 
     Args:
-        model, classnames, tokenizer, objective: see :class:`Tuner`.
+        model, classnames, tokenizer, objective: see :class:`Tuner`. A new function is another objective, even of the
+            same code: define it outside of the loop.
         image, keep_views: see :meth:`Tuner.__call__`.
         options: the fields of :class:`TuneConfig`.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected an open_clip CLIP or CustomTextCLIP, got {type(model).__name__}")
-    names = classnames if isinstance(classnames, str) else tuple(classnames)
-    config = TuneConfig(**options)
+    names, config = check_classnames(classnames), TuneConfig(**options)
     versions = sum(tensor._version for tensor in (*model.parameters(), *model.buffers()))
     places = {(p.device, p.dtype) for p in model.parameters()}
     chosen = tuple(
         (name, id(value) if isinstance(value, Tensor) else value, getattr(value, "_version", None))
         for name, value in vars(config).items()
     )
-    key = (id(model), names, chosen, id(tokenizer), id(objective), versions, frozenset(places))
+    now = (versions, frozenset(places))
+    key = (id(model), names, chosen, tokenizer, objective, now)
     with _tuners_lock:
         tuner = _tuners.get(key)
         if tuner is None:
+            for old in [old for old in _tuners if old[0] == id(model) and old[-1] != now]:
+                del _tuners[old]
             tuner = Tuner(model, names, config, tokenizer=tokenizer, objective=objective)
             _tuners[key] = tuner
             while len(_tuners) > _KEPT_TUNERS:
                 _tuners.popitem(last=False)
         _tuners.move_to_end(key)
     return tuner(image, keep_views=keep_views)
+
+
+tune.cache_clear = _tuners.clear

@@ -40,13 +40,7 @@ def check(options: Options, rows: Path | None, plot: Path | None) -> torch.devic
         TuneConfig(precision=options.precision)
     place = _models.place_of(options.device)
     if plot is not None:
-        from matplotlib.backend_bases import FigureCanvasBase
-
-        endings = FigureCanvasBase.get_supported_filetypes()
-        if plot.suffix[1:].lower() not in endings:
-            raise typer.BadParameter(f"{plot} ends in none of {', '.join(sorted(endings))}", param_hint="--plot")
-        if not plot.absolute().parent.is_dir():
-            raise typer.BadParameter(f"there is no folder {plot.parent}", param_hint="--plot")
+        _shared.check_picture(plot, "--plot")
     for name in options.models:
         _models.check_name(name)
     if rows is not None:

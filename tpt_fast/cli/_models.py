@@ -56,7 +56,7 @@ def _demo(place: torch.device) -> Loaded:
     import torch
 
     from ..demo import CLASSNAMES, weights
-    from ..reference.clip import CLIP, tokenizer
+    from ..demo.clip import CLIP, tokenizer
 
     with torch.random.fork_rng(devices=[]):
         model = CLIP(**weights.read_config())
@@ -93,12 +93,12 @@ def _check_weights(name: str, pretrained: str | None) -> None:
     import open_clip
 
     tags = open_clip.list_pretrained_tags_by_model(name)
+    known = ", ".join(tags) or "none"
     if pretrained is None:
         raise typer.BadParameter(
-            f"{name} needs weights: one of {', '.join(tags)}, or a file", param_hint="--pretrained"
+            f"{name} needs weights: a file, or a tag of it (there are: {known})", param_hint="--pretrained"
         )
     if pretrained not in tags and not Path(pretrained).exists():
-        known = ", ".join(tags) or "none"
         raise typer.BadParameter(
             f"{pretrained!r} is neither a file nor a tag of {name} (there are: {known})", param_hint="--pretrained"
         )

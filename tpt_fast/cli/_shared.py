@@ -64,6 +64,23 @@ def usage(option: str | None = None) -> Iterator[None]:
         raise typer.BadParameter(str(error), param_hint=option) from error
 
 
+def check_picture(path: Path, option: str) -> None:
+    """Find out now, before long work, that a picture could not be written there.
+
+    Raises:
+        ImportError: matplotlib is missing.
+        typer.BadParameter: an ending that it does not know, or no such folder.
+    """
+    import matplotlib  # noqa: F401 (the whole, before a part of it that may have been imported already)
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    endings = FigureCanvasBase.get_supported_filetypes()
+    if path.suffix[1:].lower() not in endings:
+        raise typer.BadParameter(f"{path} ends in none of {', '.join(sorted(endings))}", param_hint=option)
+    if not path.absolute().parent.is_dir():
+        raise typer.BadParameter(f"there is no folder {path.parent}", param_hint=option)
+
+
 def progress_bar() -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*columns, console=err, transient=True)
@@ -137,8 +154,8 @@ def run(
                 if file in pictures and result.error is None:
                     try:
                         result.plot(pictures[file])
-                    except (OSError, ValueError) as error:  # what a path can be guilty of
-                        row = {"file": name, "error": str(error)}
+                    except OSError as error:
+                        row["error"] = f"the picture cannot be written: {error}"
                 rows.append(row)
                 if as_json:
                     json_line(row)
@@ -149,15 +166,14 @@ def run(
 
 
 def _row(name: str, result: TuneResult, top: int) -> dict[str, Any]:
-    best, before = result.topk(1)[0], result.zero_shot_probs
-    was = int(result.zero_shot_logits.argsort(descending=True, stable=True)[0])
+    best = result.topk(1)[0]
     return {
         "file": name,
         "label": best.label,
         "index": best.index,
         "prob": best.prob,
-        "zero_shot_label": result.classnames[was],
-        "zero_shot_prob": before[was].item(),
+        "zero_shot_label": result.zero_shot_label,
+        "zero_shot_prob": result.zero_shot_probs.max().item(),
         "entropy_before": result.loss,
         "entropy_after": result.loss_after,
         "status": result.status,
@@ -176,6 +192,7 @@ def _table(rows: list[dict[str, Any]]) -> Table:
     for row in rows:
         if "error" in row:
             table.add_row(Text(row["file"]), Text(row["error"], "red"))
+        if "label" not in row:
             continue
         changed = row["label"] != row["zero_shot_label"]
         table.add_row(

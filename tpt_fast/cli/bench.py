@@ -79,7 +79,7 @@ def bench(
     """Time tpt_fast against the published algorithm in plain PyTorch and PIL.
 
     Without --model in seconds, on the demo model and the CPU; with it whole images of 64 views by open_clip's models,
-    with random weights, on which speed does not depend. Both sides' answers are compared.
+    with random weights, on which speed does not depend, and both sides' answers are compared.
 
     Exit codes: 0 all fine, 1 answers differ, 2 bad usage, 3 a problem of the environment.
     """

@@ -28,7 +28,7 @@ def demo(
         from ..tuner import Tuner
 
         if out is not None:
-            import matplotlib  # noqa: F401 (asked for, so missing is an error)
+            _shared.check_picture(out, "--out")
         loaded = _models.load_model(None, None, "cpu")
         _shared.kernels()
         tuner = Tuner(loaded.model, loaded.classnames, tokenizer=loaded.tokenizer)

@@ -89,13 +89,15 @@ def tune(
         from ..config import TuneConfig
         from ..tuner import Tuner
 
-        if pictures:
-            import matplotlib  # noqa: F401 (missing is better found now than after the first image)
         options = {"n_views": views, "rho": rho, "steps": steps, "lr": lr, "weight_decay": weight_decay, "seed": seed}
         options |= {"ctx_init": ctx_init, "n_ctx": n_ctx, "ctx": ctx, "precision": precision, "engine": engine}
         options |= {"decoder": decoder}
         with _shared.usage():
             config = TuneConfig(strict_official=strict_official, **options)
+        if plot_dir is not None:
+            _make_folder(plot_dir)
+        for picture in pictures.values():
+            _shared.check_picture(picture, "--plot")
         loaded = _models.load_model(model, pretrained, device)
         _shared.kernels()
         with _shared.usage(), _shared.err.status("encoding the class names"):
@@ -142,7 +144,6 @@ def _pictures(files: list[Path], plot: Path | None, plot_dir: Path | None) -> di
         return {files[0]: plot}
     if plot_dir is None:
         return {}
-    plot_dir.mkdir(parents=True, exist_ok=True)
     pictures: dict[Path, Path] = {}
     taken: set[Path] = set()
     for file in files:
@@ -153,3 +154,10 @@ def _pictures(files: list[Path], plot: Path | None, plot_dir: Path | None) -> di
         taken.add(target)
         pictures[file] = target
     return pictures
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise typer.BadParameter(f"{folder} cannot be made: {error.strerror}", param_hint="--plot-dir") from error

@@ -11,13 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from ..adapters import Unsupported, accumulation_dtype, resolve_precision, text_root, token_embedding
+from ..config import ACTIVATIONS, ENGINES, check_choice
 from ..prompts import Tokenizer, build_prompts, check_classnames, context_length, default_tokenizer, load_ctx
 from .engine import Engine, Tape
 from .module import ModuleEngine
 from .packed import PackedEngine
-
-ENGINES = ("auto", "packed", "module")
-ACTIVATIONS = ("keep", "recompute")
 
 
 class TextEncoder:
@@ -66,8 +64,8 @@ class TextEncoder:
         precision: str | None = None,
         activations: str = "keep",
     ) -> None:
-        _check_choice("engine", engine, ENGINES)
-        _check_choice("activations", activations, ACTIVATIONS)
+        check_choice("engine", engine, ENGINES)
+        check_choice("activations", activations, ACTIVATIONS)
         table = token_embedding(text_root(model)).weight.detach()
         self.classnames = check_classnames(classnames)
         dtype = resolve_precision(precision, model)
@@ -188,8 +186,3 @@ class _Encode(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return ctx.encoder.backward(ctx.tape, grad), None
-
-
-def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")

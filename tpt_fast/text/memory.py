@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,7 +47,9 @@ def free_bytes(device: torch.device) -> int:
                 limits.append(int(line.split()[1]) << 10)
         limit = (_CGROUP / "memory.max").read_text().strip()
         if limit != "max":
-            limits.append(int(limit) - int((_CGROUP / "memory.current").read_text()))
-    except (OSError, ValueError):
+            used = int((_CGROUP / "memory.current").read_text())
+            cached = re.search(r"^inactive_file (\d+)$", (_CGROUP / "memory.stat").read_text(), re.MULTILINE)
+            limits.append(int(limit) - used + int(cached[1]))  # files that were read are dropped where memory is short
+    except (OSError, ValueError, TypeError):
         pass
     return max(0, min(limits, default=_UNKNOWN))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from ..adapters import TextModule, causal_reason, text_root, token_embedding
+from ..adapters import accumulation_dtype, causal_reason, replica, text_root, token_embedding
 from ..prompts import Prompts
 from .memory import free_bytes
 
@@ -26,7 +28,7 @@ class ModuleEngine:
     def __init__(self, model: nn.Module, prompts: Prompts, dtype: torch.dtype, keep: bool) -> None:
         root = text_root(model)
         table = token_embedding(root).weight
-        self._accumulate = torch.float64 if dtype == torch.float64 else torch.float32
+        self._accumulate = accumulation_dtype(dtype)
         causal = causal_reason(root) is None
         self._length = int(prompts.lengths.max()) if causal else prompts.ids.shape[1]
         self._module = TextModule(model, self._length, dtype)
@@ -70,3 +72,59 @@ class ModuleEngine:
         ctx = ctx if ctx.ndim == 2 else ctx[part]
         features = self._module(self._ids[part], self._positions[part], ctx)
         return nn.functional.normalize(features.to(self._accumulate), dim=-1)
+
+
+class TextModule:
+    """The model's own text tower, run on token embeddings that we choose.
+
+    The caller's model stays as it is. Causal towers are cut to ``length`` positions, which is exact: nothing after EOT
+    is ever read.
+    """
+
+    def __init__(self, model: nn.Module, length: int, dtype: torch.dtype) -> None:
+        root = text_root(model)
+        module = replica(root, dtype, left_out=getattr(model, "visual", None) if root is model else None)
+        if causal_reason(root) is None:
+            module.positional_embedding = nn.Parameter(module.positional_embedding[:length], requires_grad=False)
+            module.attn_mask = module.attn_mask[:length, :length]
+        if hasattr(module, "set_grad_checkpointing") and hasattr(module.transformer, "grad_checkpointing"):
+            module.transformer.grad_checkpointing = False
+        self._embedding = _PromptEmbedding(token_embedding(module).weight)
+        if getattr(module, "token_embedding", None) is not None:
+            module.token_embedding = self._embedding
+        else:
+            module.transformer.set_input_embeddings(self._embedding)
+        self._run: Callable[[Tensor], Tensor] = module.encode_text if hasattr(module, "encode_text") else module
+
+    def __call__(self, ids: Tensor, positions: Tensor, ctx: Tensor) -> Tensor:
+        """Features [C, D], not normalised, differentiable in ``ctx``.
+
+        Args:
+            ids: int64 [C, L] token ids; those at ``positions`` only mark their places.
+            positions: int64 [C, n_ctx], where each context vector stands.
+            ctx: [n_ctx, W] or [C, n_ctx, W].
+        """
+        features = self._embedding.run_with(positions, ctx, lambda: self._run(ids))
+        return features[0] if isinstance(features, tuple) else features
+
+
+class _PromptEmbedding(nn.Module):
+    """Token embedding with context vectors in given places; each thread has its own."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self._place = threading.local()
+
+    def run_with(self, positions: Tensor, ctx: Tensor, run: Callable[[], Tensor]) -> Tensor:
+        self._place.value = positions, ctx
+        try:
+            return run()
+        finally:
+            del self._place.value
+
+    def forward(self, ids: Tensor) -> Tensor:
+        positions, ctx = self._place.value
+        rows = torch.arange(len(ids), device=ids.device)[:, None].expand_as(positions)
+        values = ctx.to(self.weight.dtype).expand(len(ids), -1, -1)
+        return nn.functional.embedding(ids, self.weight).index_put((rows, positions), values)

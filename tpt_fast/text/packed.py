@@ -253,6 +253,3 @@ def _half_range(grad: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | floa
     largest = grad.abs().amax()
     scale = torch.where(largest > 0, torch.exp2(-largest.log2().ceil()), 1.0).nan_to_num(1.0, 1.0, 1.0)
     return (grad * scale).to(dtype), scale
-
-
-__all__ = ["PackedEngine"]

@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor, nn
 
+from ..adapters import replica
+
 VIEWS_AT_ONCE = 64
-
-
-def replica(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Second module objects around the same weights (converted once where ``dtype`` differs), in evaluation mode and
-    without gradients, so that the caller's model keeps its mode, its dtype and its requires_grad."""
-    memo: dict[int, object] = {}
-    for p in module.parameters():
-        memo[id(p)] = nn.Parameter(p.detach().to(dtype), requires_grad=False)
-    for b in module.buffers():
-        memo[id(b)] = b.detach().to(dtype) if b.is_floating_point() else b.detach()
-    return copy.deepcopy(module, memo).eval()
 
 
 class ModuleTower:

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from ..adapters import Unsupported, accumulation_dtype
-from .module import replica
+from ..adapters import Unsupported, accumulation_dtype, replica
 
 VIEWS_ON_A_CPU, VIEWS_ON_A_GPU = 8, 64  # of a group
 

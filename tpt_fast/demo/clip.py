@@ -1,9 +1,9 @@
 """A CLIP of the standard shape in plain PyTorch: open_clip's ``CLIP`` with two ViT towers, to its parameter names.
 
 For where importing open_clip costs more than using it: it brings torchvision, timm and torch's compiler along, which is
-more than half of what ``tpt-fast demo`` would take to its first answer. ``load_state_dict`` takes the same weights, and
-whatever reads an open_clip model reads this one. Standard means: pre-norm blocks, GELU, class-token pooling, a causal
-text tower read at its end token.
+more than half of what ``tpt-fast demo`` would take to its first answer. ``load_state_dict`` takes the same weights. The
+packed text tower reads it as it reads an open_clip model; the image tower, small as it is, runs by the code here.
+Standard means: pre-norm blocks, GELU, class-token pooling, a causal text tower read at its end token.
 """
 
 from __future__ import annotations
