@@ -41,12 +41,21 @@ void weighted_block(const uint8_t* lines, int64_t pitch, const int32_t* weights,
   for (int i = 0; i < 8 * kVectors; ++i) out[i] = pixel_of_sum(stored[i]);
 }
 
+// Bytes of x (0 to 15) and of y (16 to 31).
+template <int... kPlaces>
+Bytes16 shuffled(Bytes16 x, Bytes16 y) {
+#if __has_builtin(__builtin_shufflevector)
+  return __builtin_shufflevector(x, y, kPlaces...);
+#else  // gcc before 12
+  return __builtin_shuffle(x, y, Bytes16{kPlaces...});
+#endif
+}
+
 void interleave(const Bytes16 (&in)[kTile], Bytes16 (&out)[kTile]) {
 #pragma GCC unroll 8
   for (int i = 0; i < 8; ++i) {
-    out[2 * i] = __builtin_shufflevector(in[i], in[i + 8], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-    out[2 * i + 1] =
-        __builtin_shufflevector(in[i], in[i + 8], 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+    out[2 * i] = shuffled<0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23>(in[i], in[i + 8]);
+    out[2 * i + 1] = shuffled<8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31>(in[i], in[i + 8]);
   }
 }
 
