@@ -17,7 +17,7 @@ def main(wheel: str) -> int:
         includes = [f"-I{folder}/torch/include", *(f"-I{other}" for other in plan.includes[1:])]
         command = [plan.compiler.path, *plan.cxx_flags, "-Werror", "-fsyntax-only", *includes]
         bindings = [source for source in plan.sources if "/python/" in source]
-        with ThreadPoolExecutor(2) as pool:
+        with ThreadPoolExecutor(_build._jobs()) as pool:
             codes = list(pool.map(lambda source: subprocess.run([*command, source]).returncode, bindings))
     print(f"{len(bindings)} bindings {'with' if plan.nvcc else 'without'} CUDA, {sum(map(bool, codes))} failed")
     return int(any(codes) or not bindings)

@@ -96,8 +96,8 @@ def tune(
             config = TuneConfig(strict_official=strict_official, **options)
         if plot_dir is not None:
             _make_folder(plot_dir)
-        for picture in pictures.values():
-            _shared.check_picture(picture, "--plot")
+        if pictures:  # those of a folder are alike
+            _shared.check_picture(next(iter(pictures.values())), "--plot")
         loaded = _models.load_model(model, pretrained, device)
         _shared.kernels()
         with _shared.usage(), _shared.err.status("encoding the class names"):
