@@ -121,9 +121,8 @@ class _Cuda:
         # Other threads may go on decoding images and allocating memory meanwhile.
         capture = torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local")
         with torch.cuda.device(given.device), capture:
-            before = torch.cuda.memory_reserved(
-                given.device
-            )  # of what beginning a capture has given back to the device
+            # Now, for beginning a capture gives back to the device what was only cached.
+            before = torch.cuda.memory_reserved(given.device)
             results = run(given)
             self.bytes += torch.cuda.memory_reserved(given.device) - before
         return Captured(given, results, graph.replay)

@@ -33,9 +33,8 @@ class TuneResult:
     loss_after: float  #: the same with the tuned context
     grad: Tensor  #: [n_ctx, width] gradient of the last step
     status: str  #: "tuned"; "skipped", the zero-shot answer, if the loss or the gradient was not finite; or "failed"
-    timings: dict[str, float] = field(
-        default_factory=dict
-    )  #: seconds of each stage; a GPU works on behind them, until "predict"
+    #: seconds of each stage; a GPU works on behind them, until "predict"
+    timings: dict[str, float] = field(default_factory=dict)
     engines: dict[str, str] = field(default_factory=dict)  #: what ran: ops, text tower, image tower, loop, device, ...
     text: dict[str, Any] = field(default_factory=dict)  #: what the text tower chose: TextEncoder.describe()
     views: Tensor | None = None  #: [N, 3, S, S] normalised, kept only if asked for (``keep_views=True``)
