@@ -60,6 +60,16 @@ __device__ __forceinline__ void store_vector(T* to, const Vector<T, kCount>& vec
   *reinterpret_cast<Vector<T, kCount>*>(to) = vector;
 }
 
+// Four words in one store; of a Vector of four words the compiler may make four.
+__device__ __forceinline__ void store_words(uint32_t* to, const uint32_t* words) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("st.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3])
+               : "memory");
+#else
+  *reinterpret_cast<uint4*>(to) = make_uint4(words[0], words[1], words[2], words[3]);
+#endif
+}
+
 // Whether every row of `pitch` elements from each pointer on may be read as vectors of kCount; null pointers fit.
 template <int kCount, class... T>
 bool vectors_fit(int64_t pitch, const T*... pointers) {

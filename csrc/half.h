@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstring>
+#include <type_traits>
 
 #include "common.h"
 
@@ -103,6 +104,33 @@ TPT_FAST_HOST_DEVICE BFloat16 narrow<BFloat16>(float x) {
   if (x != x) return {static_cast<uint16_t>(bits >> 16 | 0x40)};
   return {static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
 #endif
+}
+
+// Two values in one word, the first one in its lower half.
+template <class T>
+TPT_FAST_HOST_DEVICE uint32_t narrow_pair(float first, float second) {
+  static_assert(sizeof(T) == 2);
+#if defined(__CUDA_ARCH__)
+  uint32_t pair;
+  if constexpr (std::is_same_v<T, Half>) {
+    asm("cvt.rn.f16x2.f32 %0, %2, %1;" : "=r"(pair) : "f"(first), "f"(second));
+  } else {
+    asm("cvt.rn.bf16x2.f32 %0, %2, %1;" : "=r"(pair) : "f"(first), "f"(second));
+  }
+  return pair;
+#else
+  return narrow<T>(first).bits | static_cast<uint32_t>(narrow<T>(second).bits) << 16;
+#endif
+}
+
+template <class T>
+TPT_FAST_HOST_DEVICE float widen_first(uint32_t pair) {
+  return widen(T{static_cast<uint16_t>(pair)});
+}
+
+template <class T>
+TPT_FAST_HOST_DEVICE float widen_second(uint32_t pair) {
+  return widen(T{static_cast<uint16_t>(pair >> 16)});
 }
 
 }  // namespace tpt_fast

@@ -1,4 +1,13 @@
-// Forward, a warp works on one class and four heads: eight lanes, a group, hold one head of a row, eight elements each,
+// Two ways to lay out a head. 16-bit heads of 64, which is every CLIP text tower in half precision, go through tensor
+// cores in tiles of 16 rows; all others through lanes.
+//
+// In tiles a warp works on three neighbouring classes and one head: twelve or thirteen queries, their own keys, and
+// those of the prefix, 16 of each at a time. Nothing is staged in shared memory: an operand is loaded straight into the
+// places where the instructions want it, or within four lanes of them, and what has to be transposed is so in registers
+// (movmatrix). A block's four warps have the same head, so three of them find the prefix in L1. What would be rounded
+// to 16 bits between two products goes in as two terms, so that a result is float32's, rounded once.
+//
+// In lanes a warp works on one class and four heads: eight lanes, a group, hold one head of a row, eight elements each,
 // so a load of the warp is 512 dense bytes of a row. It takes four queries of the class at a time (two in the backward
 // pass), so that a key or value is read and widened once for all four. Softmax goes by four keys at a time, and a lane
 // keeps the score of one of them: one exponential a score, and sums are distributed over the lanes while they are
@@ -9,16 +18,21 @@
 //
 // The backward pass sums nothing in memory. It goes first by query (statistics of the softmax, gradient of q), then by
 // key (a key's gradient is a sum over the queries that see it, in registers). A prefix key is seen by all classes: its
-// sums over blocks of classes land in `partial`, a warp a key, whose groups take every fourth query and are added up by
-// two shuffles; a last launch adds the blocks, split in the same way. Order is fixed, so the bits never change.
+// sums over blocks of classes land in `partial`, and a last launch adds the blocks. In tiles one launch does all but
+// that. In lanes another one writes `partial`, a warp a key, whose groups take every fourth query and are added up by
+// two shuffles. Order is fixed, so the bits never change.
 //
-// Counted, not timed: none of this has run on a GPU. Compiled for 9.0 in half precision, the forward loop takes 660
-// instructions for four queries, keys and heads, 64 products: 8 loads, 38 shuffles, 256 multiply-adds and 64
-// conversions among them, 215 in all for the softmax and to load values. A warp a (class, head) with two elements a
-// lane, as it was before, took 66 a product besides the softmax: for 64 products 4224, with 256 loads and 384 shuffles.
-// What may still cost time: registers are so short that the loads of four values partly wait for each other.
+// Counted, not timed: none of this has run on a GPU. Compiled for 9.0, a row of a head of ImageNet's names takes about
+// 66 instructions of a warp in tiles and 175 in lanes forward, 210 and 700 backward. An H100's multiprocessor can issue
+// about 145 and 255 in the time in which its share of the memory moves the bytes, so lanes are bound by instructions
+// twice and three times over; in tiles forward should be bound by memory, and backward by both. What the backward pass
+// could still save there: it computes the scores three times (for the statistics, for q, for the keys), which a class
+// with more rows than a tile needs and a shorter one does not.
+#include <algorithm>
+
 #include "prefix_attention.h"
-#include "prefix_attention_warp.cuh"
+#include "prefix_attention_lanes.cuh"
+#include "prefix_attention_tiles.cuh"
 
 namespace tpt_fast {
 namespace {
@@ -45,25 +59,10 @@ __device__ __forceinline__ void for_queries(const Attention<T>& p, int item, Run
     run(Queries{p.last_only ? item : first, first, start, min(last - first, kQueries), shared});
 }
 
-// Blocks that a multiprocessor must have registers for: as many as spill nothing. With four of half types, all warps of
-// 1000 classes and eight heads are resident at once on 132 multiprocessors.
-template <class T>
-constexpr int resident_blocks(int per) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 900
-  return per > 8 ? 2 : sizeof(T) == 2 ? 4 : 3;
-#else
-  return per > 8 ? 2 : 3;
-#endif
-}
-// With four on 9.0, the blocks of 1000 classes and eight heads are all resident at once.
-template <class T>
-constexpr int partial_blocks(int per) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 900
-  return per > 8 ? 1 : sizeof(T) == 2 ? 4 : 2;
-#else
-  return per > 8 ? 1 : sizeof(T) == 2 ? 3 : 2;
-#endif
-}
+// Blocks that a multiprocessor must have registers for: as many as spill nothing.
+constexpr int resident_blocks(int per) { return per > 8 ? 2 : 3; }
+constexpr int partial_blocks(int per) { return per > 8 ? 1 : 2; }
+constexpr int kTileBlocks = 3, kTileBackwardBlocks = 2;
 
 template <int kPer>
 constexpr int kForwardQueries = kPer == 8 ? 4 : 1;
@@ -72,7 +71,7 @@ constexpr int kBackwardQueries = kPer == 8 ? 2 : 1;
 
 // Grid: (items / warps, heads / 4, batch).
 template <int kPer, int kVector, class T>
-__global__ void __launch_bounds__(kThreads, resident_blocks<T>(kPer))
+__global__ void __launch_bounds__(kThreads, resident_blocks(kPer))
     prefix_attention_kernel(const __grid_constant__ Attention<T> p) {
   constexpr int kQueries = kForwardQueries<kPer>;
   const Head<kPer, kVector, T> head(p, blockIdx.z, blockIdx.y * kGroups + threadIdx.x % kWarp / kLanes);
@@ -84,7 +83,7 @@ __global__ void __launch_bounds__(kThreads, resident_blocks<T>(kPer))
 
 // Grid: the same. Writes stats, grad_q, and grad_kv of the suffixes.
 template <int kPer, int kVector, class T>
-__global__ void __launch_bounds__(kThreads, resident_blocks<T>(kPer))
+__global__ void __launch_bounds__(kThreads, resident_blocks(kPer))
     prefix_attention_backward_kernel(const __grid_constant__ Attention<T> p) {
   constexpr int kQueries = kBackwardQueries<kPer>;
   const Head<kPer, kVector, T> head(p, blockIdx.z, blockIdx.y * kGroups + threadIdx.x % kWarp / kLanes);
@@ -110,7 +109,7 @@ __global__ void __launch_bounds__(kThreads, resident_blocks<T>(kPer))
 
 // Grid: (blocks of classes, heads, batch); a warp a prefix key, whose queries its groups share. Writes partial.
 template <int kPer, int kVector, class T>
-__global__ void __launch_bounds__(kPartialWarps* kWarp, partial_blocks<T>(kPer))
+__global__ void __launch_bounds__(kPartialWarps* kWarp, partial_blocks(kPer))
     prefix_attention_partial_kernel(const __grid_constant__ Attention<T> p) {
   Head<kPer, kVector, T> head(p, blockIdx.z, blockIdx.y);
   const int64_t first = blockIdx.x * kPrefixAttentionClassesAtOnce;
@@ -130,6 +129,27 @@ __global__ void __launch_bounds__(kPartialWarps* kWarp, partial_blocks<T>(kPer))
     head.store(to, grad_k);
     head.store(to + p.width, grad_v);
   }
+}
+
+// Grid: (blocks of classes and of the prefix's rows, heads, batch).
+template <class T>
+__global__ void __launch_bounds__(kThreads, kTileBlocks)
+    prefix_attention_tiles_kernel(const __grid_constant__ Attention<T> p) {
+  const TileHead<T> head(p, blockIdx.z, blockIdx.y);
+  head.attend(head.item(blockIdx.x, threadIdx.x / kWarp));
+}
+
+// Grid: the same. Writes stats, grad_q, grad_kv of the suffixes, and partial.
+template <class T>
+__global__ void __launch_bounds__(kThreads, kTileBackwardBlocks)
+    prefix_attention_tiles_backward_kernel(const __grid_constant__ Attention<T> p) {
+  const TileHead<T> head(p, blockIdx.z, blockIdx.y);
+  const Item item = head.item(blockIdx.x, threadIdx.x / kWarp);
+  head.query_backward(item);
+  if (blockIdx.x >= p.blocks()) return;  // all of them
+  __syncwarp();                          // one lane of four wrote the statistics
+  head.own_keys_backward(item);
+  head.prefix_keys_backward(item, blockIdx.x);
 }
 
 // Grid: (prefix, heads, batch); a warp, whose groups share the blocks of classes. Writes grad_kv of the prefix.
@@ -166,8 +186,8 @@ __global__ void __launch_bounds__(kWarp) prefix_attention_prefix_kernel(const __
 
 template <class T>
 bool fits(const PrefixAttentionParams<T>& p) {
-  return p.width / p.heads <= 128 && p.rows <= kMaxGridX && p.kv_row <= kMaxGridX && p.batch <= kMaxGridY &&
-         p.heads <= kMaxGridY;
+  return p.width / p.heads <= 128 && p.batch <= kMaxGridY && p.heads <= kMaxGridY &&
+         std::max({p.rows, p.width, p.q_row, p.kv_row, p.grad_q_row, p.grad_kv_row}) <= kMaxGridX;
 }
 
 template <int kPer, class T>
@@ -183,58 +203,92 @@ cudaError_t launch_items(void (*kernel)(Attention<T>), const Attention<T>& p, cu
   return launch(kernel, grid, dim3(kThreads), p.staged ? prefix_bytes<kPer>(p) : 0, stream, p);
 }
 
-template <int kPer, int kVector, class T>
-cudaError_t launch_backward(const Attention<T>& p, cudaStream_t stream) {
-  const cudaError_t error =
-      launch_items<kBackwardQueries<kPer>, kPer>(prefix_attention_backward_kernel<kPer, kVector, T>, p, stream);
-  if (error != cudaSuccess || p.prefix == 0) return error;
-  dim3 grid(static_cast<unsigned>(p.blocks()), static_cast<unsigned>(p.heads), static_cast<unsigned>(p.batch));
-  if (p.classes > 0) {
-    const int64_t rounds = ceil_div(p.prefix, kPartialWarps);
-    const dim3 block(static_cast<unsigned>(ceil_div(p.prefix, rounds)) * kWarp);
-    const cudaError_t error = launch(prefix_attention_partial_kernel<kPer, kVector, T>, grid, block, 0, stream, p);
-    if (error != cudaSuccess) return error;
-  }
-  grid.x = static_cast<unsigned>(p.prefix);
-  return launch(prefix_attention_prefix_kernel<kPer, kVector, T>, grid, dim3(kWarp), 0, stream, p);
+// How the elements of a head lie: spread over the eight lanes of a group, or in tiles.
+template <int kPerLane, int kVectorOfLane>
+struct Lanes {
+  static constexpr int kPer = kPerLane, kVector = kVectorOfLane;
+};
+struct Tiles : Lanes<8, 8> {};  // of the last launch
+
+template <class T>
+cudaError_t launch_tiles(void (*kernel)(Attention<T>), const Attention<T>& p, cudaStream_t stream) {
+  const int64_t blocks = p.blocks() + (p.last_only ? 0 : ceil_div(p.prefix, kWarps * kTileRows));
+  if (blocks == 0) return cudaSuccess;
+  const dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>(p.heads), static_cast<unsigned>(p.batch));
+  return launch(kernel, grid, dim3(kThreads), 0, stream, p);
 }
 
-// Calls run(p, elements of a lane, elements of a vector): vectors for heads of up to 64 (every CLIP text tower), single
-// elements for longer or unaligned ones, and for float64, which is for checking gradients only.
+template <class T, class Layout>
+cudaError_t launch_forward(const Attention<T>& p, Layout, cudaStream_t stream) {
+  if constexpr (std::is_same_v<Layout, Tiles>) {
+    return launch_tiles(prefix_attention_tiles_kernel<T>, p, stream);
+  } else {
+    constexpr int kPer = Layout::kPer;
+    return launch_items<kForwardQueries<kPer>, kPer>(prefix_attention_kernel<kPer, Layout::kVector, T>, p, stream);
+  }
+}
+
+// All but the gradients of the prefix's keys, of which it leaves the parts.
+template <class T, class Layout>
+cudaError_t launch_parts(const Attention<T>& p, Layout, cudaStream_t stream) {
+  if constexpr (std::is_same_v<Layout, Tiles>) {
+    return launch_tiles(prefix_attention_tiles_backward_kernel<T>, p, stream);
+  } else {
+    constexpr int kPer = Layout::kPer, kVector = Layout::kVector;
+    const auto kernel = prefix_attention_backward_kernel<kPer, kVector, T>;
+    const cudaError_t error = launch_items<kBackwardQueries<kPer>, kPer>(kernel, p, stream);
+    if (error != cudaSuccess || p.prefix == 0 || p.classes == 0) return error;
+    const dim3 grid(static_cast<unsigned>(p.blocks()), static_cast<unsigned>(p.heads), static_cast<unsigned>(p.batch));
+    const int64_t rounds = ceil_div(p.prefix, kPartialWarps);
+    const dim3 block(static_cast<unsigned>(ceil_div(p.prefix, rounds)) * kWarp);
+    return launch(prefix_attention_partial_kernel<kPer, kVector, T>, grid, block, 0, stream, p);
+  }
+}
+
+template <class T, class Layout>
+cudaError_t launch_backward(const Attention<T>& p, Layout layout, cudaStream_t stream) {
+  const cudaError_t error = launch_parts(p, layout, stream);
+  if (error != cudaSuccess || p.prefix == 0) return error;
+  const dim3 grid(static_cast<unsigned>(p.prefix), static_cast<unsigned>(p.heads), static_cast<unsigned>(p.batch));
+  const auto kernel = prefix_attention_prefix_kernel<Layout::kPer, Layout::kVector, T>;
+  return launch(kernel, grid, dim3(kWarp), 0, stream, p);
+}
+
+// Calls run(p, layout): tiles for 16-bit heads of 64, as every CLIP text tower has them; vectors for float32 and up to
+// 64; single elements for all others, for unaligned rows, and for float64, which is for checking gradients only.
 template <class T, class Run>
-cudaError_t with_head(const PrefixAttentionParams<T>& p, Run run) {
+cudaError_t with_layout(const PrefixAttentionParams<T>& p, Run run) {
   if (p.batch == 0) return cudaSuccess;
   if (!fits(p)) return cudaErrorInvalidValue;
   const int dim = static_cast<int>(p.width / p.heads);
-  const auto with = [&](auto per, auto vector) {
+  const auto with = [&](auto layout) {
     const auto scaling = Accumulate<T>(1) / std::sqrt(static_cast<Accumulate<T>>(dim));
-    return run(Attention<T>{p, dim, scaling, prefix_bytes<per.value>(p) <= kPrefixBytes}, per, vector);
+    return run(Attention<T>{p, dim, scaling, prefix_bytes<layout.kPer>(p) <= kPrefixBytes}, layout);
   };
   if constexpr (sizeof(T) <= 4) {
     constexpr int kVector = 16 / sizeof(T);
     const int64_t strides =
         p.q_batch | p.q_row | p.kv_batch | p.kv_row | p.grad_q_batch | p.grad_q_row | p.grad_kv_batch | p.grad_kv_row;
     const bool fit = vectors_fit<kVector>(strides | dim, p.q, p.kv, p.grad, p.out, p.grad_q, p.grad_kv, p.partial);
-    if (fit && dim <= 64) return with(std::integral_constant<int, 8>(), std::integral_constant<int, kVector>());
+    if constexpr (sizeof(T) == 2) {
+      if (fit && dim == kTileColumns) return with(Tiles());
+    } else {
+      if (fit && dim <= 64) return with(Lanes<8, kVector>());
+    }
   }
-  return with(std::integral_constant<int, 16>(), std::integral_constant<int, 1>());
+  return with(Lanes<16, 1>());
 }
 
 }  // namespace
 
 template <class T>
 cudaError_t launch_prefix_attention(const PrefixAttentionParams<T>& params, cudaStream_t stream) {
-  return with_head(params, [&](const Attention<T>& p, auto per, auto vector) {
-    constexpr int kPer = per.value;
-    return launch_items<kForwardQueries<kPer>, kPer>(prefix_attention_kernel<kPer, vector.value, T>, p, stream);
-  });
+  return with_layout(params, [&](const Attention<T>& p, auto layout) { return launch_forward(p, layout, stream); });
 }
 
 template <class T>
 cudaError_t launch_prefix_attention_backward(const PrefixAttentionParams<T>& params, cudaStream_t stream) {
-  return with_head(params, [&](const Attention<T>& p, auto per, auto vector) {
-    return launch_backward<per.value, vector.value>(p, stream);
-  });
+  return with_layout(params, [&](const Attention<T>& p, auto layout) { return launch_backward(p, layout, stream); });
 }
 
 #define TPT_FAST_INSTANTIATE(T)                                                                   \

@@ -10,7 +10,7 @@
 namespace tpt_fast {
 
 constexpr int64_t kPrefixAttentionMaxKeys = 1024;      // prefix + longest suffix
-constexpr int64_t kPrefixAttentionClassesAtOnce = 16;  // classes whose part of the prefix's gradient is summed together
+constexpr int64_t kPrefixAttentionClassesAtOnce = 12;  // classes whose part of the prefix's gradient is summed together
 
 template <class T>
 struct PrefixAttentionParams {

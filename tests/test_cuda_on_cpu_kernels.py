@@ -168,11 +168,34 @@ def test_prefix_attention_of_no_classes(shim):
     check_attention(shim, torch.tensor([6]), 6, 2, 64, False)
 
 
+# Heads that tensor cores can work on: classes that a warp shares, longer ones, and more than one block has; prefixes of
+# more than one tile.
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("last_only", [False, True])
+@pytest.mark.parametrize(("prefix", "lengths"), [(5, [1, 2, 1] * 9), (0, [20, 1, 40, 16]), (35, [17])])
+def test_prefix_attention_in_tiles(shim, prefix, lengths, last_only, dtype):
+    offsets = prefix + torch.tensor([0, *lengths]).cumsum(0)
+    check_attention(shim, offsets, prefix, 2, 64, last_only, dtype)
+
+
+# float16 has nothing below 6e-8, yet a gradient whose own elements it can hold keeps its digits on the way.
+def test_prefix_attention_of_small_gradients(shim):
+    offsets = torch.tensor([4, 6, 9, 30])
+    q, kv = torch.randn(1, 30, 128).half(), torch.randn(1, 30, 256).half()
+    grad = (torch.randn(1, 30, 128) * 3e-5).half()
+    got, want = ([torch.empty_like(q), torch.empty_like(kv)] for _ in range(2))
+    ops.prefix_attention_backward(grad, q, kv, offsets, 4, 2, *got)
+    reference_attention.prefix_attention_backward(
+        *(t.float() for t in (grad, q, kv)), offsets, 4, 2, *(wide := [t.float() for t in want])
+    )
+    for one, two in zip(got, wide, strict=True):
+        assert ((one.float() - two).abs() <= 2**-11 * two.abs() + 2**-25).all()  # one rounding, of subnormals too
+
+
 # A query and a key that the classes' other rows do not see; queries of one suffix are computed together.
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_prefix_attention_keeps_a_nan_to_the_rows_that_see_it(shim, dtype):
+def test_prefix_attention_keeps_a_nan_to_the_rows_that_see_it(shim):
     offsets, width = torch.tensor([2, 8, 11]), 128
-    q, kv = torch.randn(1, 11, width).to(dtype), torch.randn(1, 11, 2 * width).to(dtype)
+    q, kv = torch.randn(1, 11, width), torch.randn(1, 11, 2 * width)
     kv[0, 5] = torch.nan
     (out,) = in_every_order(shim, lambda: [ops.prefix_attention(q, kv, offsets, 2, 2)])
     seen = torch.zeros(11, dtype=torch.bool)
@@ -184,6 +207,20 @@ def test_prefix_attention_keeps_a_nan_to_the_rows_that_see_it(shim, dtype):
     assert torch.equal(grads[0][0].isnan().any(1), seen)
     others = torch.tensor([8, 9, 10])
     assert grads[1][0, others].isfinite().all()
+
+
+# Zero times NaN is NaN: in tiles it reaches the other rows of a warp's three classes, and no others.
+def test_prefix_attention_in_tiles_keeps_a_nan_to_the_classes_of_a_warp(shim):
+    offsets = torch.tensor([2, 8, 11, 12, 16])
+    q, kv = torch.randn(1, 16, 128).half(), torch.randn(1, 16, 256).half()
+    kv[0, 5] = torch.nan
+    (out,) = in_every_order(shim, lambda: [ops.prefix_attention(q, kv, offsets, 2, 2)])
+    assert out[0, 5:8].isnan().all()
+    assert out[0, [0, 1, 12, 13, 14, 15]].isfinite().all()
+    grads = torch.full_like(q, torch.nan), torch.full_like(kv, torch.nan)
+    ops.prefix_attention_backward(q, q, kv, offsets, 2, 2, *grads)
+    assert grads[0][0, 12:].isfinite().all()
+    assert grads[1][0, 12:].isfinite().all()
 
 
 def check_attention(shim, offsets, prefix, heads, dim, last_only, dtype=torch.float32, skipped=0, spare=0):

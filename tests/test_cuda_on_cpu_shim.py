@@ -91,6 +91,15 @@ def test_warp_collectives(shim, seed):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
+def test_tensor_cores(shim, seed):
+    values = np.random.default_rng(seed).integers(0, 100, (24, 16))
+    a, b = values[:16], values[16:].reshape(16, 8)
+    out = run(shim, "multiply", values, 128, seed=seed).reshape(16, 8)
+    assert (out == a @ b + np.arange(128).reshape(16, 8)).all()
+    assert (run(shim, "transpose", values[:4], 64, seed=seed).reshape(8, 8) == values[:4].reshape(8, 8).T).all()
+
+
+@pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -103,12 +112,13 @@ def test_warp_collectives(shim, seed):
             r"divergence: thread .* waits in __syncthreads .* while thread .* waits in __syncthreads",
         ),
         ("returned_before_shuffle", r"lane 30 reads lane 31, which is not in the mask or has returned"),
+        ("returned_before_multiply", r"transpose_8x8: a lane has returned"),
         ("alone_in_a_vote", r"divergence: thread .* waits in __ballot_sync .* while thread .* waits in __syncthreads"),
     ],
 )
 def test_divergence_is_an_error(shim, name, message, seed):
     values = np.arange(64) % 2
-    with pytest.raises(RuntimeError, match=message if seed == 0 else "divergence|reads lane"):
+    with pytest.raises(RuntimeError, match=message if seed == 0 else "divergence|returned"):
         run(shim, name, values, 64, seed=seed)
     assert (run(shim, "reverse", np.arange(64), 64, 1, 64) == np.arange(64)[::-1]).all()  # and the next launch works
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import build
 
-_CLASSES_AT_ONCE = 16  # kPrefixAttentionClassesAtOnce
+_CLASSES_AT_ONCE = 12  # kPrefixAttentionClassesAtOnce
 
 
 def _call(name: str, **arguments: Any) -> None:

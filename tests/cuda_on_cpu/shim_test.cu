@@ -73,6 +73,39 @@ __global__ void collectives_kernel(const int* in, int* out) {
   put(__syncthreads_and(value == in[3]));
 }
 
+// Elements lie as the PTX manual draws them: in pairs, a lane's place in its group of four is that of the pair.
+__global__ void multiply_kernel(const int* in, int* out) {
+  const int group = static_cast<int>(threadIdx.x) / 4, pair = static_cast<int>(threadIdx.x) % 4;
+  const int *a = in, *b = in + 16 * 16;  // [16, 16], [16, 8]
+  uint32_t first[4], second[2];
+  float sums[4];
+  for (int i = 0; i < 4; ++i) {
+    const int* two = a + (group + i % 2 * 8) * 16 + pair * 2 + i / 2 * 8;
+    first[i] = static_cast<uint32_t>(two[0]) | static_cast<uint32_t>(two[1]) << 16;
+    sums[i] = static_cast<float>((group + i / 2 * 8) * 8 + pair * 2 + i % 2);  // the place in out
+  }
+  for (int i = 0; i < 2; ++i) {
+    const int* two = b + (pair * 2 + i * 8) * 8 + group;
+    second[i] = static_cast<uint32_t>(two[0]) | static_cast<uint32_t>(two[8]) << 16;
+  }
+  cuda_on_cpu::multiply_16x8x16(sums, first, second, [](uint16_t bits) { return static_cast<float>(bits); });
+  for (int i = 0; i < 4; ++i) out[(group + i / 2 * 8) * 8 + pair * 2 + i % 2] = static_cast<int>(sums[i]);
+}
+
+__global__ void transpose_kernel(const int* in, int* out) {
+  const int group = static_cast<int>(threadIdx.x) / 4, pair = static_cast<int>(threadIdx.x) % 4;
+  const int* two = in + group * 8 + pair * 2;
+  const uint32_t both = static_cast<uint32_t>(two[0]) | static_cast<uint32_t>(two[1]) << 16;
+  const uint32_t turned = cuda_on_cpu::transpose_8x8(both);
+  out[group * 8 + pair * 2] = static_cast<int>(turned & 0xffff);
+  out[group * 8 + pair * 2 + 1] = static_cast<int>(turned >> 16);
+}
+
+__global__ void returned_before_multiply_kernel(const int*, int* out) {
+  if (threadIdx.x == 31) return;
+  out[threadIdx.x] = static_cast<int>(cuda_on_cpu::transpose_8x8(threadIdx.x));
+}
+
 __global__ void returned_before_barrier_kernel(const int*, int* out) {
   if (threadIdx.x == 3) return;
   __syncthreads();
@@ -117,6 +150,9 @@ cudaError_t launch_shim_test(const std::string& name, const int* in, int* out, i
       {"poison", poison_kernel},
       {"arrive", arrive_kernel},
       {"collectives", collectives_kernel},
+      {"multiply", multiply_kernel},
+      {"transpose", transpose_kernel},
+      {"returned_before_multiply", returned_before_multiply_kernel},
       {"returned_before_barrier", returned_before_barrier_kernel},
       {"different_barriers", different_barriers_kernel},
       {"returned_before_shuffle", returned_before_shuffle_kernel},

@@ -164,6 +164,61 @@ inline int __all_sync(unsigned mask, int predicate, std::source_location where =
   return __ballot_sync(mask, !predicate, where) == 0;
 }
 
+// --- tensor cores ---
+//
+// CUDA C++ has no functions for these, a kernel has them as assembly (PTX ISA, "Warp-level matrix instructions"); where
+// CUDA_ON_CPU is defined it calls these instead. All 32 lanes have to.
+
+namespace cuda_on_cpu {
+
+inline void all_lanes(const char* name, unsigned present) {
+  if (present != 0xffffffffu) fail(std::string(name) + ": a lane has returned");
+}
+
+struct Operands {
+  float* sums;
+  const uint32_t *a, *b;
+  float (*widen)(uint16_t);
+};
+
+inline void multiply_lanes(Thread* const* lanes, unsigned, unsigned present) {
+  all_lanes("multiply_16x8x16", present);
+  const auto of = [&](int lane) { return *reinterpret_cast<const Operands*>(lanes[lane]->in); };
+  const auto half = [&](uint32_t word, int k) { return of(0).widen(static_cast<uint16_t>(word >> k % 2 * 16)); };
+  for (int row = 0; row < 16; ++row) {
+    for (int column = 0; column < 8; ++column) {
+      float& sum = of(row % 8 * 4 + column / 2).sums[row / 8 * 2 + column % 2];
+      for (int k = 0; k < 16; ++k) {
+        const uint32_t a = of(row % 8 * 4 + k % 8 / 2).a[row / 8 + k / 8 * 2], b = of(column * 4 + k % 8 / 2).b[k / 8];
+        sum += half(a, k) * half(b, k);
+      }
+    }
+  }
+}
+
+inline void transpose_lanes(Thread* const* lanes, unsigned, unsigned present) {
+  all_lanes("transpose_8x8", present);
+  const auto element = [&](int row, int column) { return lanes[row * 4 + column / 2]->in >> column % 2 * 16 & 0xffff; };
+  for (int lane = 0; lane < 32; ++lane) {
+    const int row = lane / 4, column = lane % 4 * 2;
+    lanes[lane]->out = element(column, row) | element(column + 1, row) << 16;
+  }
+}
+
+// mma.m16n8k16 with sums in float32; `widen` makes a float of the 16 bits of an element.
+inline void multiply_16x8x16(float (&sums)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], float (*widen)(uint16_t),
+                             std::source_location where = std::source_location::current()) {
+  const Operands operands{sums, a, b, widen};
+  collective("multiply_16x8x16", 0xffffffffu, multiply_lanes, reinterpret_cast<uint64_t>(&operands), 0, 32, where);
+}
+
+// movmatrix.m8n8.trans.b16
+inline uint32_t transpose_8x8(uint32_t pair, std::source_location where = std::source_location::current()) {
+  return static_cast<uint32_t>(collective("transpose_8x8", 0xffffffffu, transpose_lanes, pair, 0, 32, where));
+}
+
+}  // namespace cuda_on_cpu
+
 // --- atomics, on integers only: a sum of floats in no particular order is no result ---
 
 #define CUDA_ON_CPU_ATOMIC(name, expression)                          \

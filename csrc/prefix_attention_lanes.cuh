@@ -1,5 +1,5 @@
-// What a warp of prefix_attention.cu does: eight lanes, a group, work on one head of one row, and its four groups on
-// four heads, or on four queries of one head.
+// What a warp of prefix_attention.cu does with any head: eight lanes, a group, work on one head of one row, and its
+// four groups on four heads, or on four queries of one head.
 #pragma once
 
 #include <type_traits>
@@ -30,16 +30,8 @@ struct Stored {
       *to = words.values[0];
     } else {
 #pragma unroll
-      for (int i = 0; i < static_cast<int>(sizeof words / 16); ++i) {
-        const Word* four = words.values + 4 * i;
-#if defined(__CUDA_ARCH__)  // of a vector the compiler makes four stores here
-        asm volatile("st.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(reinterpret_cast<uint4*>(to) + i), "r"(four[0]),
-                     "r"(four[1]), "r"(four[2]), "r"(four[3])
-                     : "memory");
-#else
-        reinterpret_cast<uint4*>(to)[i] = make_uint4(four[0], four[1], four[2], four[3]);
-#endif
-      }
+      for (int i = 0; i < static_cast<int>(sizeof words / 4); i += 4)
+        store_words(reinterpret_cast<uint32_t*>(to) + i, words.values + i);
     }
   }
   __device__ __forceinline__ Accumulate<T> at(int i) const {
