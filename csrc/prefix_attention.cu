@@ -23,11 +23,11 @@
 // two shuffles. Order is fixed, so the bits never change.
 //
 // Counted, not timed: none of this has run on a GPU. Compiled for 9.0, a row of a head of ImageNet's names takes about
-// 66 instructions of a warp in tiles and 175 in lanes forward, 210 and 700 backward. An H100's multiprocessor can issue
-// about 145 and 255 in the time in which its share of the memory moves the bytes, so lanes are bound by instructions
-// twice and three times over; in tiles forward should be bound by memory, and backward by both. What the backward pass
-// could still save there: it computes the scores three times (for the statistics, for q, for the keys), which a class
-// with more rows than a tile needs and a shorter one does not.
+// 75 instructions of a warp in tiles and 175 in lanes forward, 230 and 700 backward. An H100's multiprocessor can issue
+// about 140 and 250 in the time in which its share of the memory moves the row's bytes, so lanes are bound by
+// instructions; in tiles forward should be bound by memory, and backward by both. What the backward pass could still
+// save: it computes the scores three times (for the statistics, for q, for the keys), which classes of more rows than a
+// tile need and shorter ones do not.
 #include <algorithm>
 
 #include "prefix_attention.h"
@@ -187,7 +187,7 @@ __global__ void __launch_bounds__(kWarp) prefix_attention_prefix_kernel(const __
 template <class T>
 bool fits(const PrefixAttentionParams<T>& p) {
   return p.width / p.heads <= 128 && p.batch <= kMaxGridY && p.heads <= kMaxGridY &&
-         std::max({p.rows, p.width, p.q_row, p.kv_row, p.grad_q_row, p.grad_kv_row}) <= kMaxGridX;
+         std::max({p.rows, p.width, p.q_row, p.kv_row, p.grad_q_row, p.grad_kv_row}) <= kMaxGridX / 2;  // in bytes too
 }
 
 template <int kPer, class T>

@@ -64,6 +64,11 @@ struct TileSoftmax {
       each(scores, half, [&](float& score) { sum[half] += score = power_of_two(score - largest[half]); });
     }
   }
+  // The sums of all columns.
+  __device__ __forceinline__ void finish() {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) sum[half] = warp_reduce<4>(sum[half], Sum());
+  }
   template <class Run>
   __device__ __forceinline__ static void each(Square (&scores)[2], int half, Run run) {
 #pragma unroll
@@ -176,10 +181,8 @@ struct TileHead {
         for (int which = 0; which < 2; ++which)
           add_product<T>(out, probs[which], value_tile(tiles.first[which], tiles.end[which]));
       });
-      float factor[2];
-#pragma unroll
-      for (int half = 0; half < 2; ++half) factor[half] = 1.0f / warp_reduce<4>(softmax.sum[half], Sum());
-      out.scale(factor);
+      softmax.finish();
+      out.scale({1.0f / softmax.sum[0], 1.0f / softmax.sum[1]});
       store_tile(rows(p.out, p.queries() * p.width, p.width), query, end, out);
     }
   }
@@ -214,11 +217,13 @@ struct TileHead {
           }
         }
       });
+      softmax.finish();
+#pragma unroll
+      for (int half = 0; half < 2; ++half) along[half] = warp_reduce<4>(along[half], Sum());
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const float sum = warp_reduce<4>(softmax.sum[half], Sum());
-        along[half] = warp_reduce<4>(along[half], Sum()) / sum;
-        log_sum[half] = softmax.largest[half] + std::log2(sum);
+        along[half] /= softmax.sum[half];
+        log_sum[half] = softmax.largest[half] + std::log2(softmax.sum[half]);
         const int row = query + square_row(2 * half);
         if (row >= end || threadIdx.x % 4 > 0) continue;
         stats(row)[0] = log_sum[half] / kLog2E;

@@ -37,7 +37,7 @@ struct TileSums {
   }
 };
 
-// The place in a row or column of a Square, and the row it is in: value `i` of values[n].
+// Where value `i` of values[n] stands in a Square.
 __device__ __forceinline__ int square_row(int i) { return threadIdx.x % kWarp / 4 + i / 2 * 8; }
 __device__ __forceinline__ int square_column(int n, int i) { return threadIdx.x % 4 * 2 + i % 2 + n * 8; }
 
