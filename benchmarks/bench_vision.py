@@ -11,7 +11,7 @@ import torch
 from timing import DEVICE, measure
 
 from tpt_fast.bench.rates import matrix_rate
-from tpt_fast.vision import ImageEncoder
+from tpt_fast.vision import ImageEncoder, vit
 
 TOWERS, VIEWS = ("ViT-B-32", "ViT-B-16", "RN50"), 64
 BOUNDS = {torch.float32: 1e-5} | ({torch.float16: 1e-2} if DEVICE.type == "cuda" else {})
@@ -66,3 +66,14 @@ def test_vision(benchmark, backend, tower, dtype):
             matrix_gflops=round(median(around) / 1e9),
             share=round(median(shares), 3),
         )
+
+
+@pytest.mark.skipif(DEVICE.type != "cuda", reason="how many views a GPU's caches hold at once")
+@pytest.mark.parametrize("together", [VIEWS, 32, 16])
+def test_groups(benchmark, monkeypatch, together):
+    model, views, _ = prepared("ViT-B-16")
+    encoder, views = ImageEncoder(deepcopy(model).half(), torch.float16), views.half()
+    monkeypatch.setattr(vit, "ROWS_ON_A_GPU", together * 197)
+    backend = "tpt_fast" if together == VIEWS else f"{together} at once"
+    benchmark.extra_info.update(op="vision", case=f"ViT-B-16 x {VIEWS}, fp16, in groups", backend=backend)
+    measure(benchmark, encoder.encode, (views,), rounds=10, warmup_rounds=2)

@@ -79,6 +79,7 @@ if $quick; then
 else
   if has open_clip; then
     stage "benchmarks of whole images" 120 "${bench[@]}" benchmarks/bench_tune.py
+    stage "the kernels of one image" 40 "$python" benchmarks/kernels.py
   else
     skip "benchmarks of whole images and towers" "open_clip is not installed"
   fi
