@@ -11,7 +11,7 @@ struct BiasActParams {
   const T* x;                 // [rows, width], before the bias
   const Accumulate<T>* bias;  // [width], or null
   const T* grad;              // [rows, width] d loss / d y; backward only
-  T* out;                     // [rows, width] y, or d loss / d x
+  T* out;                     // [rows, width] y, or d loss / d x; may be x
   int64_t rows;
   int64_t width;
   bool quick;  // QuickGELU

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tpt_fast.ops.bias_act import bias_act, bias_act_backward
+from tpt_fast.ops.bias_act import bias_act, bias_act_, bias_act_backward
 from tpt_fast.reference import bias_act as reference
 
 ACTIVATIONS = ("gelu", "quick_gelu")
@@ -31,6 +31,9 @@ def test_equals_the_reference(shape, dtype, activation, with_bias):
     assert y.dtype == dtype
     assert y.shape == x.shape
     torch.testing.assert_close(y.double(), reference.bias_act(*truth), **close)
+    filled = x.clone()
+    assert bias_act_(filled, bias, activation) is filled
+    assert torch.equal(filled, y)
     slope = reference.bias_act_backward(grad.double(), *truth)
     torch.testing.assert_close(bias_act_backward(grad, x, bias, activation).double(), slope, **close)
 
@@ -96,6 +99,7 @@ def test_gradcheck(activation):
 def test_opcheck(quick):
     x, bias = inputs((4, 6), torch.float32)
     torch.library.opcheck(torch.ops.tpt_fast.bias_act.default, (x.requires_grad_(), bias, quick))
+    torch.library.opcheck(torch.ops.tpt_fast.bias_act_.default, (x.detach().clone(), bias, quick))
     torch.library.opcheck(torch.ops.tpt_fast.bias_act_backward.default, (torch.ones(4, 6), x.detach(), None, quick))
 
 
@@ -107,5 +111,7 @@ def test_messages():
         bias_act(x, torch.zeros(2))
     with pytest.raises(TypeError, match=r"bias: expected torch.float32 .* got torch.float64"):
         bias_act(x, torch.zeros(3).double())
+    with pytest.raises(ValueError, match=r"x: expected a contiguous tensor, got strides \(1, 3\)"):
+        bias_act_(x.t())
     with pytest.raises(TypeError, match="x: expected a floating point tensor"):
         bias_act(x.int())

@@ -140,12 +140,18 @@ def bias_act(x: Tensor, bias: Tensor | None, quick: bool) -> Tensor:
     return _bias_act_either(None, x, bias, quick)
 
 
+def bias_act_(x: Tensor, bias: Tensor | None, quick: bool) -> None:
+    _bias_act_either(None, x, bias, quick, out=x)
+
+
 def bias_act_backward(grad: Tensor, x: Tensor, bias: Tensor | None, quick: bool) -> Tensor:
     return _bias_act_either(grad, x, bias, quick)
 
 
-def _bias_act_either(grad: Tensor | None, x: Tensor, bias: Tensor | None, quick: bool) -> Tensor:
-    out = _unwritten(*x.shape, dtype=x.dtype)
+def _bias_act_either(
+    grad: Tensor | None, x: Tensor, bias: Tensor | None, quick: bool, out: Tensor | None = None
+) -> Tensor:
+    out = _unwritten(*x.shape, dtype=x.dtype) if out is None else out
     _call(
         f"bias_act_{_name(x.dtype)}",
         x=_dense(x),
@@ -242,6 +248,7 @@ OPS = (
     add_layer_norm,
     add_layer_norm_backward,
     bias_act,
+    bias_act_,
     bias_act_backward,
     prefix_attention,
     prefix_attention_backward,

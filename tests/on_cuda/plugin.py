@@ -35,8 +35,8 @@ def pytest_configure() -> None:
         raise pytest.UsageError("on_cuda.plugin: expected a GPU, torch sees none")
     if _jit.ensure().name != "native":
         raise pytest.UsageError(f"on_cuda.plugin: the kernels could not be built: {_jit.ensure().why}")
-    backward = ("add_layer_norm_backward", "bias_act_backward", "prefix_attention_backward")
-    elsewhere.install({name: _on_cuda(name) for name in (*elsewhere.STEMS, *backward)})
+    others = ("add_layer_norm_backward", "bias_act_", "bias_act_backward", "prefix_attention_backward")
+    elsewhere.install({name: _on_cuda(name) for name in (*elsewhere.STEMS, *others)})
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -3,7 +3,7 @@
 from ._library import build_info
 from .adamw_step import AdamWState, adamw_step
 from .add_layer_norm import add_layer_norm
-from .bias_act import bias_act
+from .bias_act import bias_act, bias_act_
 from .objective import Objective, objective
 from .prefix_attention import prefix_attention
 from .views import views
@@ -14,6 +14,7 @@ __all__ = [
     "adamw_step",
     "add_layer_norm",
     "bias_act",
+    "bias_act_",
     "build_info",
     "objective",
     "prefix_attention",

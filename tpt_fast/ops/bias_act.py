@@ -10,6 +10,7 @@ from ..reference import bias_act as reference
 from ._library import define
 
 define("bias_act(Tensor x, Tensor? bias, bool quick) -> Tensor", reference.bias_act)
+define("bias_act_(Tensor(a!) x, Tensor? bias, bool quick) -> ()", reference.bias_act_)
 define("bias_act_backward(Tensor grad, Tensor x, Tensor? bias, bool quick) -> Tensor", reference.bias_act_backward)
 
 ACTIVATIONS = ("gelu", "quick_gelu")
@@ -19,6 +20,11 @@ _FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 @torch.library.register_fake("tpt_fast::bias_act")
 def _fake(x: Tensor, bias: Tensor | None, quick: bool) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+@torch.library.register_fake("tpt_fast::bias_act_")
+def _fake_in_place(x: Tensor, bias: Tensor | None, quick: bool) -> None:
+    return None
 
 
 @torch.library.register_fake("tpt_fast::bias_act_backward")
@@ -59,6 +65,19 @@ def bias_act(x: Tensor, bias: Tensor | None = None, activation: str = "gelu") ->
     quick = _check(x, bias, activation)
     _jit.ensure()
     return torch.ops.tpt_fast.bias_act(x, bias, quick)
+
+
+def bias_act_(x: Tensor, bias: Tensor | None = None, activation: str = "gelu") -> Tensor:
+    """:func:`bias_act` in the place of ``x``, which has to be contiguous, and is returned; not differentiable.
+
+    Of a matrix that no cache holds it takes half the time, since no second one is written.
+    """
+    quick = _check(x, bias, activation)
+    if not x.is_contiguous():
+        raise ValueError(f"x: expected a contiguous tensor, got strides {x.stride()}")
+    _jit.ensure()
+    torch.ops.tpt_fast.bias_act_(x, bias, quick)
+    return x
 
 
 def bias_act_backward(grad: Tensor, x: Tensor, bias: Tensor | None = None, activation: str = "gelu") -> Tensor:

@@ -14,6 +14,11 @@ def bias_act(x: Tensor, bias: Tensor | None, quick: bool) -> Tensor:
     return (y * (1.702 * y).sigmoid() if quick else torch.nn.functional.gelu(y)).to(x.dtype)
 
 
+def bias_act_(x: Tensor, bias: Tensor | None, quick: bool) -> None:
+    """See :func:`tpt_fast.ops.bias_act_`."""
+    x.copy_(bias_act(x, bias, quick))
+
+
 def bias_act_backward(grad: Tensor, x: Tensor, bias: Tensor | None, quick: bool) -> Tensor:
     """Gradient with respect to ``x``."""
     y = _biased(x, bias)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..adapters import Norm, accumulation_dtype, read_text_tower
 from ..ops.add_layer_norm import add_layer_norm, add_layer_norm_backward
-from ..ops.bias_act import bias_act, bias_act_backward
+from ..ops.bias_act import bias_act, bias_act_, bias_act_backward
 from ..ops.prefix_attention import prefix_attention, prefix_attention_backward
 from ..prompts import Prompts
 from .layout import Layout, pack
@@ -150,7 +150,8 @@ class PackedEngine:
             attended = prefix_attention(q[None], kv[None], layout.offsets, layout.prefix, block.heads)[0]
             norm2, normed = _normalise(residual, _project(attended, block.out.weight), block.norm2, block.out.bias)
             hidden = _project(normed, block.fc.weight)
-            branch = _project(bias_act(hidden, block.fc.bias, block.activation), block.proj.weight)
+            activate = bias_act_ if tape is None else bias_act  # the backward pass needs what came before it
+            branch = _project(activate(hidden, block.fc.bias, block.activation), block.proj.weight)
             if tape is not None:
                 tape.blocks.append(_Saved(norm1, q, kv, norm2, hidden))
             following = tower.norm if final else tower.blocks[i + 1].norm1

@@ -16,7 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from ..adapters import Norm, Unsupported, accumulation_dtype, read_blocks, read_norm
 from ..ops.add_layer_norm import add_layer_norm
-from ..ops.bias_act import bias_act
+from ..ops.bias_act import bias_act_
 from ..reference.views import patches
 
 ROWS_A_THREAD, ROWS_ON_A_GPU = 800, 1 << 15  # of a group of views
@@ -73,7 +73,7 @@ class VitTower:
                 q, k, v = _split(_project(normed, weight, bias), 3, *heads)
             attended = scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(residual.shape)
             residual, normed = _normalise(residual, _project(attended, block.out.weight), block.out.bias, block.norm2)
-            hidden = bias_act(_project(normed, block.fc.weight), block.fc.bias, block.activation)
+            hidden = bias_act_(_project(normed, block.fc.weight), block.fc.bias, block.activation)
             residual, normed = _normalise(residual, _project(hidden, block.proj.weight), block.proj.bias, following)
         pooled = normed[:, 0]
         return pooled if self._projection is None else pooled @ self._projection
