@@ -169,6 +169,15 @@ def test_closing_early_and_forgetting_leave_no_thread(tuner, images):
     assert not left()
 
 
+@pytest.fixture
+def _interruptible():
+    """Also where a shell has started the tests in the background, and so told them to ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_interruptible")
 def test_ctrl_c_stops_it(tuner, images):
     found, stream = [], Counted(images)
     threading.Timer(0.5, signal.raise_signal, [signal.SIGINT]).start()
