@@ -73,7 +73,7 @@ def test_vision(benchmark, backend, tower, dtype):
 def test_groups(benchmark, monkeypatch, together):
     model, views, _ = prepared("ViT-B-16")
     encoder, views = ImageEncoder(deepcopy(model).half(), torch.float16), views.half()
-    monkeypatch.setattr(vit, "ROWS_ON_A_GPU", together * 197)
+    monkeypatch.setattr(vit, "ROWS_ON_A_GPU", together * len(model.visual.positional_embedding))
     backend = "tpt_fast" if together == VIEWS else f"{together} at once"
     benchmark.extra_info.update(op="vision", case=f"ViT-B-16 x {VIEWS}, fp16, in groups", backend=backend)
     measure(benchmark, encoder.encode, (views,), rounds=10, warmup_rounds=2)
