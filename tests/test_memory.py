@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from tpt_fast import TuneConfig, Tuner
+from tpt_fast import TuneConfig, Tuner, matrix
 from tpt_fast.memory import measure, tensors
 from tpt_fast.text import memory
 
@@ -42,7 +42,8 @@ def test_equals_what_the_allocator_gave(model, engine, precision, bound):
     assert memory["kept activations"].own > memory["prompts"].own > 0
 
 
-def test_own_and_shared(model):
+def test_own_and_shared(model, monkeypatch):
+    monkeypatch.setattr(matrix, "own_product_is_faster", lambda: False)
     full, half = (Tuner(model, NAMES, TuneConfig(precision=p), tokenizer=tokenizer).memory() for p in ("fp32", "bf16"))
     visual = sum(p.numel() for p in model.visual.parameters())
     blocks = sum(p.numel() for p in model.transformer.parameters())
@@ -53,6 +54,16 @@ def test_own_and_shared(model):
     assert full["text tower"].shared > 4 * blocks
     assert full["kept activations"].shared == 0
     assert half["kept activations"].own < 0.6 * full["kept activations"].own
+
+
+def test_weights_laid_out_for_our_own_product_count(model, monkeypatch):
+    before = Tuner(model, NAMES, TuneConfig(precision="bf16"), tokenizer=tokenizer).memory()
+    monkeypatch.setattr(matrix, "own_product_is_faster", lambda: True)
+    memory = Tuner(model, NAMES, tokenizer=tokenizer).memory()
+    for part, copies, tower in (("image tower", 1, model.visual), ("text tower", 2, model.transformer)):
+        size = 4 * sum(p.numel() for p in tower.parameters() if p.ndim > 1)
+        assert memory[part].own > 0.9 * copies * size
+        assert memory[part].shared > before[part].shared
 
 
 def test_a_storage_counts_once(model):

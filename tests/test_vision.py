@@ -190,7 +190,7 @@ def test_weights_are_shared_in_the_models_own_type():
     encoder = ImageEncoder(model, torch.float32)
     theirs = {p.data_ptr() for p in model.parameters()}
     for block in encoder._tower._blocks:
-        assert {m.weight.data_ptr() for m in (block.qkv, block.out, block.fc, block.proj)} <= theirs
+        assert {m.matrix.weight.data_ptr() for m in (block.qkv, block.out, block.fc, block.proj)} <= theirs
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from .matrix import Matrix
+
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -30,9 +32,9 @@ class Norm:
 
 @dataclass(frozen=True)
 class Linear:
-    """y = x @ weight.T + bias. weight [out, in] in the storage type, bias [out] in the accumulation type, or None."""
+    """y = x @ weight.T + bias. Weight [out, in] in the storage type, bias [out] in the accumulation type, or None."""
 
-    weight: Tensor
+    matrix: Matrix
     bias: Tensor | None
 
 
@@ -134,29 +136,32 @@ def read_text_tower(model: nn.Module, dtype: torch.dtype) -> TextWeights:
         raise Unsupported(reason)
     projection = root.text_projection
     if isinstance(projection, nn.Linear):
-        linear = read_linear(projection, dtype)
+        linear = _read_linear(projection, dtype, backward=True)
     else:
-        linear = None if projection is None else Linear(projection.detach().to(dtype).t(), None)
+        linear = None if projection is None else _linear(projection.t(), None, dtype, backward=True)
     return TextWeights(
         table=root.token_embedding.weight.detach(),
         position=root.positional_embedding.detach(),
-        blocks=read_blocks(root.transformer, dtype),
+        blocks=read_blocks(root.transformer, dtype, backward=True),
         norm=read_norm(root.ln_final, dtype),
         projection=linear,
         dtype=dtype,
     )
 
 
-def read_blocks(transformer: nn.Module, dtype: torch.dtype) -> tuple[Block, ...]:
+def read_blocks(transformer: nn.Module, dtype: torch.dtype, *, backward: bool = False) -> tuple[Block, ...]:
     """The blocks of an open_clip ``Transformer`` of either tower, in storage type ``dtype``.
+
+    Args:
+        backward: whether gradients will pass through them.
 
     Raises:
         Unsupported: a block is not the plain pre-norm block.
     """
-    return tuple(_read_block(block, dtype) for block in transformer.resblocks)
+    return tuple(_read_block(block, dtype, backward) for block in transformer.resblocks)
 
 
-def _read_block(block: nn.Module, dtype: torch.dtype) -> Block:
+def _read_block(block: nn.Module, dtype: torch.dtype, backward: bool) -> Block:
     _expect(type(block).__name__ == "ResidualAttentionBlock", f"a block is a {type(block).__name__}")
     _expect(not hasattr(block, "ln_1_kv"), "a block has cross-attention")
     attention = block.attn
@@ -165,20 +170,14 @@ def _read_block(block: nn.Module, dtype: torch.dtype) -> Block:
     _expect(plain, "a block's attention has separate projections, key biases or a zero key")
     return Block(
         norm1=read_norm(block.ln_1, dtype),
-        qkv=_linear(attention.in_proj_weight, attention.in_proj_bias, dtype),
-        out=_scaled(read_linear(attention.out_proj, dtype), block.ls_1, dtype),
+        qkv=_linear(attention.in_proj_weight, attention.in_proj_bias, dtype, backward),
+        out=_read_linear(attention.out_proj, dtype, backward, block.ls_1),
         norm2=read_norm(block.ln_2, dtype),
-        fc=read_linear(block.mlp.c_fc, dtype),
+        fc=_read_linear(block.mlp.c_fc, dtype, backward),
         activation=_activation(block.mlp.gelu),
-        proj=_scaled(read_linear(block.mlp.c_proj, dtype), block.ls_2, dtype),
+        proj=_read_linear(block.mlp.c_proj, dtype, backward, block.ls_2),
         heads=attention.num_heads,
     )
-
-
-def read_linear(layer: nn.Module, dtype: torch.dtype) -> Linear:
-    """Weight and bias of an ``nn.Linear``."""
-    _expect(isinstance(layer, nn.Linear), f"a projection is a {type(layer).__name__}")
-    return _linear(layer.weight, layer.bias, dtype)
 
 
 def read_norm(layer: nn.Module, dtype: torch.dtype) -> Norm:
@@ -191,17 +190,20 @@ def read_norm(layer: nn.Module, dtype: torch.dtype) -> Norm:
     return Norm(weight.to(accumulate), bias.to(accumulate), layer.eps)
 
 
-def _linear(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Linear:
-    return Linear(weight.detach().to(dtype), None if bias is None else bias.detach().to(accumulation_dtype(dtype)))
+def _read_linear(layer: nn.Module, dtype: torch.dtype, backward: bool, scale: nn.Module | None = None) -> Linear:
+    """An ``nn.Linear``, with the LayerScale behind it if there is one."""
+    _expect(isinstance(layer, nn.Linear), f"a projection is a {type(layer).__name__}")
+    weight, bias = layer.weight.detach(), layer.bias
+    if not isinstance(scale, (nn.Identity, type(None))):
+        _expect(type(scale).__name__ == "LayerScale", f"a branch is scaled by a {type(scale).__name__}")
+        gamma = scale.gamma.detach().to(accumulation_dtype(dtype))
+        weight, bias = weight.to(dtype).to(gamma.dtype) * gamma[:, None], None if bias is None else bias * gamma
+    return _linear(weight, bias, dtype, backward)
 
 
-def _scaled(linear: Linear, scale: nn.Module, dtype: torch.dtype) -> Linear:
-    if isinstance(scale, nn.Identity):
-        return linear
-    _expect(type(scale).__name__ == "LayerScale", f"a branch is scaled by a {type(scale).__name__}")
-    gamma = scale.gamma.detach().to(accumulation_dtype(dtype))
-    weight = (linear.weight.to(gamma.dtype) * gamma[:, None]).to(dtype)
-    return Linear(weight, None if linear.bias is None else linear.bias * gamma)
+def _linear(weight: Tensor, bias: Tensor | None, dtype: torch.dtype, backward: bool) -> Linear:
+    matrix = Matrix(weight.detach().to(dtype), backward=backward)
+    return Linear(matrix, None if bias is None else bias.detach().to(accumulation_dtype(dtype)))
 
 
 def _activation(layer: nn.Module) -> str:

@@ -18,7 +18,7 @@ import torch
 from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
 from PIL import Image
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 
 from ..adapters import PRECISIONS, causal_reason, text_root
 from ..batch import Stages
@@ -33,6 +33,11 @@ from .rows import digits
 
 STARTS = ("a photograph", "given views")  #: what one image may begin with
 MODES = ("batch", "stream")  #: how many images may be given
+
+
+@register_flop_formula(torch.ops.tpt_fast.linear)
+def _linear_flops(x_shape, panels_shape, bias_shape, width, activation, *, out_shape=None) -> int:
+    return 2 * math.prod(x_shape) * width
 
 
 class RandomModel(NamedTuple):

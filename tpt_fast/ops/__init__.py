@@ -4,6 +4,7 @@ from ._library import build_info
 from .adamw_step import AdamWState, adamw_step
 from .add_layer_norm import add_layer_norm
 from .bias_act import bias_act, bias_act_
+from .linear import linear, panels
 from .objective import Objective, objective
 from .prefix_attention import prefix_attention
 from .views import views
@@ -16,7 +17,9 @@ __all__ = [
     "bias_act",
     "bias_act_",
     "build_info",
+    "linear",
     "objective",
+    "panels",
     "prefix_attention",
     "views",
 ]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..adapters import Norm, accumulation_dtype, read_text_tower
 from ..ops.add_layer_norm import add_layer_norm, add_layer_norm_backward
-from ..ops.bias_act import bias_act, bias_act_, bias_act_backward
+from ..ops.bias_act import bias_act, bias_act_backward
 from ..ops.prefix_attention import prefix_attention, prefix_attention_backward
 from ..prompts import Prompts
 from .layout import Layout, pack
@@ -72,9 +72,11 @@ class PackedEngine:
         self._tower = tower = read_text_tower(model, dtype)
         self._specific = ctx_init.ndim == 3
         device, width, depth = ctx_init.device, ctx_init.shape[-1], len(tower.blocks)
-        expansion = tower.blocks[0].fc.weight.shape[0] // width
+        expansion = tower.blocks[0].fc.matrix.weight.shape[0] // width
         self._plan = plan(device, width, depth, expansion, dtype.itemsize)
         self._qkv_bias = [None if b.qkv.bias is None else b.qkv.bias.to(dtype) for b in tower.blocks]
+        last = tower.blocks[-1].qkv.matrix
+        self._last_q, self._last_kv = last.rows(0, width), last.rows(width, 3 * width)
         self._chunks = [
             self._prepare(layout) for layout in pack(prompts, self._specific, self._plan.rows_at_once, device)
         ]
@@ -119,7 +121,7 @@ class PackedEngine:
         rows += tower.position[layout.position].to(tower.dtype)
         block = tower.blocks[0]
         normed = _normalise(rows, None, block.norm1, None)[1]
-        return _Chunk(layout, rows, _project(normed, block.qkv.weight, self._qkv_bias[0]))
+        return _Chunk(layout, rows, block.qkv.matrix.project(normed, self._qkv_bias[0]))
 
     def _forward(self, chunk: _Chunk, ctx: Tensor, tape: _ChunkTape | None) -> Tensor:
         """Normalised features [C, D] of the chunk's classes; fills ``tape``."""
@@ -132,7 +134,7 @@ class PackedEngine:
         block = tower.blocks[0]
         qkv = chunk.qkv.clone()
         norm1, normed = _normalise(residual[layout.touched], None, block.norm1, None)
-        qkv[layout.touched] = _project(normed, block.qkv.weight, self._qkv_bias[0])
+        qkv[layout.touched] = block.qkv.matrix.project(normed, self._qkv_bias[0])
 
         for i, block in enumerate(tower.blocks):
             width = residual.shape[-1]
@@ -145,22 +147,24 @@ class PackedEngine:
                 residual = residual[layout.last]
             else:
                 if i > 0:
-                    qkv = _project(normed, block.qkv.weight, self._qkv_bias[i])
+                    qkv = block.qkv.matrix.project(normed, self._qkv_bias[i])
                 q, kv = qkv[:, :width], qkv[:, width:]
             attended = prefix_attention(q[None], kv[None], layout.offsets, layout.prefix, block.heads)[0]
-            norm2, normed = _normalise(residual, _project(attended, block.out.weight), block.norm2, block.out.bias)
-            hidden = _project(normed, block.fc.weight)
-            activate = bias_act_ if tape is None else bias_act  # the backward pass needs what came before it
-            branch = _project(activate(hidden, block.fc.bias, block.activation), block.proj.weight)
-            if tape is not None:
+            norm2, normed = _normalise(residual, block.out.matrix.project(attended), block.norm2, block.out.bias)
+            if tape is None:
+                active = block.fc.matrix.activate(normed, block.fc.bias, block.activation)
+            else:  # the backward pass needs what comes before bias and activation
+                hidden = block.fc.matrix.project(normed)
+                active = bias_act(hidden, block.fc.bias, block.activation)
                 tape.blocks.append(_Saved(norm1, q, kv, norm2, hidden))
+            branch = block.proj.matrix.project(active)
             following = tower.norm if final else tower.blocks[i + 1].norm1
             norm1, normed = _normalise(norm2.rows, branch, following, block.proj.bias)
             residual = norm1.rows
 
         accumulate = accumulation_dtype(tower.dtype)
         if tower.projection is not None:
-            normed = _project(normed, tower.projection.weight).to(accumulate)
+            normed = tower.projection.matrix.project(normed).to(accumulate)
             normed = normed if tower.projection.bias is None else normed + tower.projection.bias
         raw = normed.to(accumulate)
         length = raw.norm(dim=-1, keepdim=True).clamp_min(1e-12)
@@ -176,14 +180,14 @@ class PackedEngine:
         grad = (grad - tape.features * (tape.features * grad).sum(-1, keepdim=True)) / tape.length
         grad, scale = _half_range(grad, tower.dtype)
         if tower.projection is not None:
-            grad = grad @ tower.projection.weight
+            grad = tower.projection.matrix.back(grad)
         grad = _normalise_backward(grad, None, tape.final, tower.norm)
 
         for i in reversed(range(len(tower.blocks))):
             block, saved = tower.blocks[i], tape.blocks[i]
-            inner = bias_act_backward(grad @ block.proj.weight, saved.hidden, block.fc.bias, block.activation)
-            grad = _normalise_backward(inner @ block.fc.weight, grad, saved.norm2, block.norm2)
-            attended = grad @ block.out.weight
+            inner = bias_act_backward(block.proj.matrix.back(grad), saved.hidden, block.fc.bias, block.activation)
+            grad = _normalise_backward(block.fc.matrix.back(inner), grad, saved.norm2, block.norm2)
+            attended = block.out.matrix.back(grad)
             width, final = grad.shape[-1], i == len(tower.blocks) - 1
             wide = attended.new_empty(layout.rows, (2 if final else 3) * width)  # of keys and values, of queries too
             grad_q, grad_kv = (torch.empty_like(attended), wide) if final else (wide[:, :width], wide[:, width:])
@@ -194,10 +198,10 @@ class PackedEngine:
             through, rows = grad, slice(None) if i > 0 else layout.touched  # the other rows hold constants
             if final:  # only the EOT rows have asked, and gone on
                 through = torch.zeros_like(wide[:, :width]).index_copy_(0, layout.last, grad)
-                inner = (wide @ block.qkv.weight[width:]).index_add_(0, layout.last, grad_q @ block.qkv.weight[:width])
+                inner = self._last_kv.back(wide).index_add_(0, layout.last, self._last_q.back(grad_q))
                 inner = inner[rows]
             else:
-                inner = wide[rows] @ block.qkv.weight
+                inner = block.qkv.matrix.back(wide[rows])
             grad = _normalise_backward(inner, through[rows], saved.norm1, block.norm1)
 
         grad = grad.to(accumulation_dtype(tower.dtype)) / scale
@@ -207,9 +211,9 @@ class PackedEngine:
 
     def _last_qkv(self, normed: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
         """Queries of the EOT rows, keys and values of all, in the last block."""
-        weight, bias, width = self._tower.blocks[-1].qkv.weight, self._qkv_bias[-1], normed.shape[-1]
-        q = _project(normed[layout.last], weight[:width], None if bias is None else bias[:width])
-        return q, _project(normed, weight[width:], None if bias is None else bias[width:])
+        bias, width = self._qkv_bias[-1], normed.shape[-1]
+        q = self._last_q.project(normed[layout.last], None if bias is None else bias[:width])
+        return q, self._last_kv.project(normed, None if bias is None else bias[width:])
 
     def _vectors(self, ctx: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
         """Context vectors that stand in the prefix, and those in the suffixes."""
@@ -227,10 +231,6 @@ class PackedEngine:
             if budget < 0:
                 return count
         return len(self._chunks)
-
-
-def _project(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    return x @ weight.t() if bias is None else torch.addmm(bias, x, weight.t())
 
 
 def _normalise(rows: Tensor, branch: Tensor | None, norm: Norm, branch_bias: Tensor | None) -> tuple[_Norm, Tensor]:

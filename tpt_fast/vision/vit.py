@@ -4,8 +4,6 @@ Patches are cut out and projected by one matrix product, biases ride in the Laye
 reads queries, keys and values where the one product has put them, and in the last block only the class token asks,
 is projected and goes through the MLP.
 
-On an AVX2 AMD CPU oneDNN's and MKL's pre-packed weights were measured against plain products: packing gains nothing at
-these sizes, so weights stay as the model holds them, shared with it.
 """
 
 from __future__ import annotations
@@ -15,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from ..adapters import Norm, Unsupported, accumulation_dtype, read_blocks, read_norm
+from ..matrix import Matrix
 from ..ops.add_layer_norm import add_layer_norm
-from ..ops.bias_act import bias_act_
 from ..reference.views import patches
 
 ROWS_A_THREAD, ROWS_ON_A_GPU = 800, 1 << 15  # of a group of views
@@ -36,7 +34,7 @@ class VitTower:
             raise Unsupported(reason)
         conv, wide = visual.conv1, accumulation_dtype(dtype)
         self.patch, self._grid = visual.patch_size, visual.grid_size
-        self._embed = conv.weight.detach().to(dtype).flatten(1)
+        self._embed = Matrix(conv.weight.detach().to(dtype).flatten(1))
         position = visual.positional_embedding.detach().to(wide)
         self._first = (position[0] + visual.class_embedding.detach()).to(dtype)
         self._position = (position[1:] if conv.bias is None else position[1:] + conv.bias.detach()).to(dtype)
@@ -45,6 +43,8 @@ class VitTower:
         if not self._blocks:
             raise Unsupported("the image tower has no blocks")
         self._qkv_bias = [None if b.qkv.bias is None else b.qkv.bias.to(dtype) for b in self._blocks]
+        width, last = len(self._first), self._blocks[-1].qkv.matrix
+        self._last_q, self._last_kv = last.rows(0, width), last.rows(width, 3 * width)
         self._norm_post = read_norm(visual.ln_post, dtype)
         self._projection = None if visual.proj is None else visual.proj.detach().to(dtype)
 
@@ -61,20 +61,19 @@ class VitTower:
         n, _, width = residual.shape
         normed = _normalise(residual, None, None, self._blocks[0].norm1)[1]
         for i, block in enumerate(self._blocks):
-            weight, bias = block.qkv.weight, self._qkv_bias[i]
-            heads = (block.heads, width // block.heads)
+            bias, heads = self._qkv_bias[i], (block.heads, width // block.heads)
             if block is self._blocks[-1]:
                 following, residual = self._norm_post, residual[:, :1]
-                q = _project(normed[:, :1], weight[:width], None if bias is None else bias[:width])
+                q = self._last_q.project(normed[:, :1], None if bias is None else bias[:width])
                 q = q.view(n, 1, *heads).transpose(1, 2)
-                k, v = _split(_project(normed, weight[width:], None if bias is None else bias[width:]), 2, *heads)
+                k, v = _split(self._last_kv.project(normed, None if bias is None else bias[width:]), 2, *heads)
             else:
                 following = self._blocks[i + 1].norm1
-                q, k, v = _split(_project(normed, weight, bias), 3, *heads)
+                q, k, v = _split(block.qkv.matrix.project(normed, bias), 3, *heads)
             attended = scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(residual.shape)
-            residual, normed = _normalise(residual, _project(attended, block.out.weight), block.out.bias, block.norm2)
-            hidden = bias_act_(_project(normed, block.fc.weight), block.fc.bias, block.activation)
-            residual, normed = _normalise(residual, _project(hidden, block.proj.weight), block.proj.bias, following)
+            residual, normed = _normalise(residual, block.out.matrix.project(attended), block.out.bias, block.norm2)
+            hidden = block.fc.matrix.activate(normed, block.fc.bias, block.activation)
+            residual, normed = _normalise(residual, block.proj.matrix.project(hidden), block.proj.bias, following)
         pooled = normed[:, 0]
         return pooled if self._projection is None else pooled @ self._projection
 
@@ -83,7 +82,7 @@ class VitTower:
         if views.dim() == 4:
             (height, width), (rows, columns) = self.patch, self._grid
             views = patches(views[:, :, : rows * height, : columns * width], height, width)
-        embedded = views @ self._embed.t()
+        embedded = self._embed.project(views)
         n, count, width = embedded.shape
         tokens = embedded.new_empty(n, 1 + count, width)
         tokens[:, 0] = self._first
@@ -113,10 +112,6 @@ def _unsupported(visual: nn.Module) -> str | None:
 def _split(rows: Tensor, parts: int, heads: int, width: int) -> tuple[Tensor, ...]:
     """[N, L, parts * heads * width] -> parts views [N, heads, L, width], where they lie."""
     return rows.view(*rows.shape[:2], parts, heads, width).permute(2, 0, 3, 1, 4).unbind()
-
-
-def _project(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    return nn.functional.linear(x, weight, bias)
 
 
 def _normalise(rows: Tensor, branch: Tensor | None, branch_bias: Tensor | None, norm: Norm) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,134 @@
+"""linear: kernel against the float64 reference, panels, repeatability, messages."""
+
+import pytest
+import torch
+from torch.nn.functional import gelu
+from torch.nn.functional import linear as plain
+
+from tpt_fast import _jit
+from tpt_fast.ops.linear import linear, panels
+
+ACTIVATIONS = {None: lambda y: y, "gelu": gelu, "quick_gelu": lambda y: y * (1.702 * y).sigmoid()}
+
+
+def inputs(rows, depth, width, seed=0):
+    noise = torch.Generator().manual_seed(seed)
+    x, weight, bias = (torch.randn(*shape, generator=noise) for shape in ((rows, depth), (width, depth), (width,)))
+    return x, weight / depth**0.5, bias
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize(
+    ("rows", "depth", "width"),
+    [
+        (1, 1, 1), (6, 4, 16), (5, 3, 7), (7, 17, 33), (97, 513, 48), (200, 1100, 31), (13, 40, 160), (0, 5, 3),
+        (4, 5, 0), (600, 64, 64),
+    ],
+)  # fmt: skip
+def test_equals_the_reference(rows, depth, width, with_bias, activation):
+    """Tiles at every edge, one part of the depth or several, one block of rows or several."""
+    x, weight, bias = inputs(rows, depth, width)
+    bias = bias if with_bias else None
+    y = linear(x, panels(weight), bias, width=width, activation=activation)
+    assert y.dtype == torch.float32
+    truth = ACTIVATIONS[activation](plain(x.double(), weight.double(), None if bias is None else bias.double()))
+    torch.testing.assert_close(y.double(), truth, rtol=2e-6, atol=2e-6)
+
+
+def test_leading_dimensions_and_strides():
+    x, weight, bias = inputs(24, 20, 19)
+    laid_out = panels(weight)
+    flat = linear(x, laid_out, bias, width=19)
+    assert torch.equal(linear(x.view(2, 3, 4, 20), laid_out, bias, width=19), flat.view(2, 3, 4, 19))
+    wide = torch.randn(24, 40)
+    wide[:, 7:27] = x
+    assert torch.equal(linear(wide[:, 7:27], laid_out, bias, width=19), flat)
+    assert torch.equal(linear(x.t().contiguous().t(), laid_out, bias, width=19), flat)
+    assert torch.equal(linear(x, laid_out.transpose(1, 2).contiguous().transpose(1, 2), bias, width=19), flat)
+
+
+def test_part_of_the_depth():
+    """A slice of panels is read where it lies."""
+    x, weight, _ = inputs(24, 20, 40)
+    torch.testing.assert_close(
+        linear(x[:, 5:12], panels(weight)[:, 5:12], width=40), plain(x[:, 5:12], weight[:, 5:12]), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_panels():
+    weight = torch.arange(18.0 * 2).view(18, 2)
+    laid_out = panels(weight)
+    assert laid_out.shape == (2, 2, 16)
+    assert torch.equal(laid_out[0], weight[:16].t())
+    assert torch.equal(laid_out[1, :, :2], weight[16:].t())
+    assert (laid_out[1, :, 2:] == 0).all()
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_threads_do_not_matter(threads):
+    x, weight, bias = inputs(301, 200, 144)
+    want, before = linear(x, panels(weight), bias, width=144, activation="gelu"), torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert torch.equal(linear(x, panels(weight), bias, width=144, activation="gelu"), want)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
+def test_what_is_not_finite_stays_in_its_row_and_column(value):
+    x, weight, bias = inputs(20, 30, 35)
+    weight = weight.abs()
+    x[7, 3] = value
+    y = linear(x, panels(weight), bias, width=35)
+    torch.testing.assert_close(y, plain(x, weight, bias), rtol=1e-5, atol=1e-5, equal_nan=True)
+    x[7, 3], weight[5, 2] = 0.0, value
+    y = linear(x, panels(weight), bias, width=35)
+    torch.testing.assert_close(y, plain(x, weight, bias), rtol=1e-5, atol=1e-5, equal_nan=True)
+
+
+def test_opcheck():
+    x, weight, bias = inputs(7, 20, 19)
+    for b in (bias, None):
+        torch.library.opcheck(torch.ops.tpt_fast.linear.default, (x, panels(weight), b, 19, 1))
+
+
+def test_messages():
+    x, weight, bias = inputs(4, 20, 19)
+    laid_out = panels(weight)
+    with pytest.raises(ValueError, match="activation: expected one of gelu, quick_gelu or None, got 'relu'"):
+        linear(x, laid_out, width=19, activation="relu")
+    with pytest.raises(ValueError, match=r"panels: expected \[2, 20, 16\] with width=19 and x \[4, 20\], got \[3, 20"):
+        linear(x, panels(torch.zeros(33, 20)), width=19)
+    with pytest.raises(ValueError, match=r"bias: expected \[19\], got \[4\]"):
+        linear(x, laid_out, bias[:4], width=19)
+    with pytest.raises(TypeError, match=r"x: expected torch\.float32, got torch\.float64"):
+        linear(x.double(), laid_out, width=19)
+    with pytest.raises(ValueError, match=r"x: expected \[..., depth\], got \[\]"):
+        linear(torch.tensor(1.0), laid_out, width=19)
+    with pytest.raises(ValueError, match=r"weight: expected \[width, depth\], got \[3\]"):
+        panels(torch.zeros(3))
+    with pytest.raises(ValueError, match=r"weight: expected \[width, depth\], got \[3, 0\]"):
+        panels(torch.zeros(3, 0))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((torch.zeros(2, 3, 4), torch.zeros(1, 4, 16), None, 16, 0), r"x: expected \[rows, depth\], got \[2, 3, 4\]"),
+        (
+            (torch.zeros(2, 4), torch.zeros(1, 5, 16), None, 16, 0),
+            r"panels: expected shape \[1, 4, 16\], got \[1, 5",
+        ),
+        ((torch.zeros(2, 4), torch.zeros(1, 4, 16), torch.zeros(4), 16, 0), r"bias: expected shape \[16\], got \[4\]"),
+        ((torch.zeros(2, 0), torch.zeros(1, 0, 16), None, 16, 0), "depth: expected 1 to"),
+        ((torch.zeros(2, 4), torch.zeros(1, 4, 16), None, 16, 3), "activation: expected 0 to 2, got 3"),
+        ((torch.zeros(2, 4).double(), torch.zeros(1, 4, 16), None, 16, 0), "x: expected Float, got Double"),
+    ],
+)
+def test_messages_of_the_kernel(arguments, message):
+    if _jit.ensure().name != "native":
+        pytest.skip("without the kernels")
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.tpt_fast.linear(*arguments)
