@@ -1,12 +1,14 @@
 """``pytest benchmarks``: times, ratios to the peers of the same run and, with ``--rows``, rows in results/.
 
-A benchmark names itself by ``benchmark.extra_info``: op, case, backend. Within a case every other backend is a peer.
+A benchmark names itself by ``benchmark.extra_info``: op, case, backend; one that makes its rows itself gives them to
+the fixture ``keep``. Within a case every other backend is a peer.
 """
 
 import signal
 from collections import defaultdict
 
 import kept
+import pytest
 
 from tpt_fast.bench import rates, rows
 
@@ -22,10 +24,20 @@ def pytest_configure():
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # out of time: what was measured until then is kept
 
 
+MADE = pytest.StashKey[list[rows.Row]]()
+
+
+@pytest.fixture
+def keep(request):
+    return request.config.stash.setdefault(MADE, []).extend
+
+
 def pytest_terminal_summary(terminalreporter, config):
     """Print each case's ratios, and keep the rows if asked to."""
     session = getattr(config, "_benchmarksession", None)
     cases = defaultdict(list)
+    for row in config.stash.get(MADE, []):
+        cases[row["op"], row["case"]].append(row)
     for bench in getattr(session, "benchmarks", []):
         info = dict(bench.extra_info)
         if {"op", "case", "backend"} <= info.keys() and bench.stats.data and not bench.has_error:

@@ -17,6 +17,7 @@ from .bundle import Bundle
 from .config import TuneConfig
 from .graphs import Graphs
 from .images import UNREADABLE, load_image
+from .matrix import own_product_is_faster
 from .memory import Held, Memory, measure
 from .prompts import check_classnames, load_ctx
 from .result import TuneResult, failed
@@ -222,12 +223,18 @@ class Tuner:
         """
         text, held = self._classes.text, "fp32" if self.config.autocasts else self.config.precision
         engine, kept = text._engine, text.describe()
+        again = held == "fp32" and self.device.type == "cpu" and own_product_is_faster()
+
+        def tower(engine: str) -> str:
+            laid_out = " and, once more, as our own product reads them" if again and engine in ("vit", "packed") else ""
+            return f"weights in {held}{laid_out}, run by {engine!r}"
+
         memory = measure(
             self._model,
             {
-                "image tower": (f"weights in {held}, run by {self._images.engine!r}", self._images),
+                "image tower": (tower(self._images.engine), self._images),
                 "text tower": (
-                    f"weights in {held}, run by {text.engine!r}",
+                    tower(text.engine),
                     engine._tower if text.engine == "packed" else engine._module,
                 ),
                 "kept activations": (
