@@ -7,8 +7,9 @@
 #   SECONDS_IN_ALL=900 benchmarks/gpu.sh    with more time
 #
 # Needs torch with CUDA, nvcc, ninja, filelock, numpy, pillow, torchvision, pytest, pytest-benchmark and hypothesis;
-# open_clip for whole images, kornia as a peer of the views. Every stage runs, whatever the others did, for as long as
-# there is time; the last lines say how each went, and the exit status is 0 only if all passed.
+# open_clip, with the ftfy and wcwidth that it imports, for whole images and the towers; kornia as a peer of the views.
+# Every stage runs, whatever the others did, for as long as there is time; the last lines say how each went, and the exit
+# status is 0 only if all passed.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
@@ -29,7 +30,8 @@ print(*(name for name in needed.split() if find_spec(name) is None))
 PYTHON
 )
 [[ -z $missing ]] || stop "these Python packages are missing: $missing"
-has() { "$python" -c "import $1" 2>/dev/null; }
+without=$("$python" -c 'import open_clip' 2>&1) && open_clip=true || open_clip=false
+without="open_clip cannot be imported: ${without##*$'\n'}"
 
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
@@ -56,38 +58,37 @@ stage() {
 }
 skip() { summary+=("$(printf '%-44s %s' "$1" "left out: $2")"); }
 
-pytest=("$python" -m pytest -q -p no:cacheprovider --tb=short)
+pytest=("$python" -m pytest -q -p no:cacheprovider --tb=short -o faulthandler_timeout=40)
 op_tests=()
-for header in csrc/*.h; do
-  test=tests/test_$(basename "$header" .h).py
-  [[ -f $test ]] && op_tests+=("$test")
-done
+for source in csrc/*.cu; do op_tests+=("tests/test_$(basename "$source" .cu).py"); done
 ops_on_cuda=("${pytest[@]}" -p on_cuda.plugin "${op_tests[@]}")
 
 stage "the machine and the build" 200 "$python" -m tpt_fast doctor
 stage "the ops' tests on CUDA" 120 "${ops_on_cuda[@]}"
 stage "repeats, graph replays, streams" 60 "${pytest[@]}" tests/test_devices.py
-if has open_clip; then
+if $open_clip; then
   stage "the loop on CUDA" 120 "${pytest[@]}" tests/test_tuner_on_cuda.py
 else
-  skip "the loop on CUDA" "open_clip is not installed"
+  skip "the loop on CUDA" "$without"
 fi
 
 bench=("$python" -m pytest -q -s -p no:cacheprovider --rows --benchmark-columns=median)
 if $quick; then
   skip "benchmarks and compute-sanitizer" "--quick"
 else
-  if has open_clip; then
+  if $open_clip; then
     stage "benchmarks of whole images" 120 "${bench[@]}" benchmarks/bench_tune.py
     stage "the kernels of one image" 40 "$python" benchmarks/kernels.py
   else
-    skip "benchmarks of whole images and towers" "open_clip is not installed"
+    skip "benchmarks of whole images and towers" "$without"
   fi
   stage "benchmarks of views, objective, update" 80 "${bench[@]}" \
     benchmarks/bench_views.py benchmarks/bench_objective.py benchmarks/bench_adamw_step.py
-  stage "benchmarks of the towers' ops" 90 "${bench[@]}" \
-    benchmarks/bench_prefix_attention.py benchmarks/bench_add_layer_norm.py benchmarks/bench_bias_act.py
-  if has open_clip; then stage "benchmarks of the image towers" 60 "${bench[@]}" benchmarks/bench_vision.py; fi
+  if $open_clip; then
+    stage "benchmarks of the towers' ops" 110 "${bench[@]}" \
+      benchmarks/bench_add_layer_norm.py benchmarks/bench_bias_act.py benchmarks/bench_prefix_attention.py
+    stage "benchmarks of the image towers" 60 "${bench[@]}" benchmarks/bench_vision.py
+  fi
   sanitizer=$(command -v compute-sanitizer || ls "${CUDA_HOME:-/usr/local/cuda}/bin/compute-sanitizer" 2>/dev/null)
   for tool in memcheck racecheck; do
     if [[ -n $sanitizer ]]; then

@@ -19,7 +19,7 @@ __global__ void __launch_bounds__(kThreads) adamw_step_kernel(const __grid_const
     for (int64_t i = threadIdx.x; i < p.n; i += kThreads) finite &= p.grad[at + i] - p.grad[at + i] == T(0);
   }
   if (threadIdx.x == 0) scalars[0] = adamw_scalars(p, step + 1);
-  finite = __syncthreads_and(finite);
+  finite = __syncthreads_and(finite) != 0;
   if (threadIdx.x == 0) p.step_out[item] = step + finite;
   const AdamwScalars<T> s = scalars[0];
   for (int64_t i = at + threadIdx.x; i < at + p.n; i += kThreads) {

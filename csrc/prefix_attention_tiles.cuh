@@ -270,9 +270,10 @@ struct TileHead {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
           float& prob = probs.values[i / 2][2 * half + i % 2];
-          prob = kShared || seen.has(first + square_row(2 * half))
-                     ? power_of_two(scaling() * prob - kLog2E * stat[i].values[0])
-                     : 0.0f;
+          const int key = first + square_row(2 * half);
+          // A key behind the last would have a chance of exp(-lse), and its gradient set the scale of all.
+          const bool counts = kShared ? key < end : seen.has(key);
+          prob = counts ? power_of_two(scaling() * prob - kLog2E * stat[i].values[0]) : 0.0f;
         }
       }
       add_product<T>(grad_v, probs, given);

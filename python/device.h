@@ -28,6 +28,7 @@ class __attribute__((visibility("hidden"))) OnDevice {
 };
 
 inline void check_launch(cudaError_t error, const char* op) {
+  if (error != cudaSuccess) cudaGetLastError();  // the next launch would find it
   STD_TORCH_CHECK(error == cudaSuccess, op, ": ", cudaGetErrorString(error));
 }
 

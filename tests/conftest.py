@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def pytest_configure() -> None:
     full_float32()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # out of time: what has failed until then is told
 
 
 @pytest.fixture(scope="session")

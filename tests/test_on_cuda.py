@@ -51,6 +51,17 @@ def test_what_a_function_writes_comes_back():
     assert (right == 0).all()  # not said to be written
 
 
+def test_the_plugin_finds_every_op_by_itself():
+    """It looks for them before any test has been imported."""
+    code = "from on_cuda import plugin; print(len([plugin._on_cuda(name) for name in plugin.OPS]))"
+    path = os.pathsep.join([str(ROOT / "tests"), str(ROOT), os.environ.get("PYTHONPATH", "")])
+    result = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    assert int(result.stdout) == 10
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_it_says_so():
     command = [sys.executable, "-m", "pytest", "-q", "-p", "on_cuda.plugin", "tests/test_bias_act.py"]

@@ -53,6 +53,26 @@ def test_equals_the_reference(case, dtype, last_only):
         torch.testing.assert_close(one.double(), two, **close)
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("size", [4, 16])
+@pytest.mark.parametrize("dim", [32, 64])
+def test_scores_far_below_zero(dtype, size, dim):
+    """Keys that are not there score zero, which is much more; sums of exponentials are as small as exp(-128)."""
+    q, kv, offsets, prefix, heads = inputs((5, [3, 4, 1, 7], 2, dim), dtype)
+    width = q.shape[-1]
+    q, kv = 0.1 * q - size, kv.clone()
+    kv[..., :width] = 1 + 0.1 * kv[..., :width]
+    grad = torch.randn(q.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+    grads, truth = [torch.empty_like(t) for t in (q, kv)], [torch.empty_like(t.double()) for t in (q, kv)]
+    close = {"rtol": size * TOLERANCE[dtype], "atol": size * TOLERANCE[dtype]}
+    out = prefix_attention(q, kv, offsets, prefix, heads)
+    torch.testing.assert_close(out.double(), reference.prefix_attention(*wide(q, kv), offsets, prefix, heads), **close)
+    prefix_attention_backward(grad, q, kv, offsets, prefix, heads, *grads)
+    reference.prefix_attention_backward(*wide(grad, q, kv), offsets, prefix, heads, *truth)
+    for one, two in zip(grads, truth, strict=True):
+        torch.testing.assert_close(one.double(), two, **close)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("last_only", [False, True])
 @pytest.mark.parametrize("case", [(5, [3, 7] * 17, 2, 64), (0, [40, 2], 3, 5), (9, [1, 30], 1, 128)])

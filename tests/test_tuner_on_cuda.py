@@ -1,6 +1,7 @@
 """The whole loop on a GPU: its answers are the CPU's, a captured loop's bits are the eager ones, and nothing waits."""
 
 import gc
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import open_clip
@@ -72,6 +73,26 @@ def test_replays_are_the_eager_bits(model, precision, steps):
         same_bits(result, want)
     other = PHOTO_FOLDER / "rocket.jpg"
     same_bits(graphed(other), eager(other))
+
+
+def test_the_models_own_text_tower_runs_eagerly(model):
+    own, packed = tuner(model, engine="module"), tuner(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        results = [own(PHOTO) for _ in range(3)]
+    assert results[-1].engines["loop"] == "eager"
+    torch.testing.assert_close(results[-1].zero_shot_logits, packed(PHOTO).zero_shot_logits, rtol=1e-4, atol=1e-4)
+
+
+def test_threads_capture_with_handles_of_their_own(model):
+    """One warms a shape up, another captures it."""
+    graphed = tuner(model)
+    results = [graphed(PHOTO)]
+    with ThreadPoolExecutor(1) as other:
+        results += [other.submit(graphed, PHOTO).result() for _ in range(2)]
+    assert graphed._classes.graphs.why_eager is None
+    for result in results[1:]:
+        same_bits(result, results[0])
 
 
 def test_the_loop_waits_for_nothing(model):

@@ -6,6 +6,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from threading import Lock
 
 import torch
@@ -118,11 +119,24 @@ class _Cuda:
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         graph, given = torch.cuda.CUDAGraph(), given.clone()
+        stream, caller = _capture_stream(given.device), torch.cuda.current_stream(given.device)
         # Other threads may go on decoding images and allocating memory meanwhile.
-        capture = torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local")
-        with torch.cuda.device(given.device), capture:
-            # Now, for beginning a capture gives back to the device what was only cached.
-            before = torch.cuda.memory_reserved(given.device)
-            results = run(given)
-            self.bytes += torch.cuda.memory_reserved(given.device) - before
+        capture = torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local")
+        # The caller's stream is entered because a capture that fails leaves its own as the current one.
+        with torch.cuda.device(given.device), torch.cuda.stream(caller):
+            stream.wait_stream(caller)
+            with torch.cuda.stream(stream):
+                run(given)  # the first call may have been another thread's, and libraries' handles belong to a thread
+            with capture:
+                # Now, for beginning a capture gives back to the device what was only cached.
+                before = torch.cuda.memory_reserved(given.device)
+                results = run(given)
+                self.bytes += torch.cuda.memory_reserved(given.device) - before
         return Captured(given, results, graph.replay)
+
+
+@cache
+def _capture_stream(device: torch.device) -> torch.cuda.Stream:
+    """One a device: torch's own is made on the device that is current at the first capture, and each stream has a
+    workspace of cuBLAS."""
+    return torch.cuda.Stream(device)

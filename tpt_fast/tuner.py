@@ -111,7 +111,8 @@ class Tuner:
             text.initial()
         inverse, places = _repeats(names, different, text.device) if len(different) < len(names) else (None, None)
         captures = config.cuda_graphs and self._objective is None and not config.autocasts
-        captures = captures and text.device.type == "cuda"
+        # Autograd runs a module's backward pass on the stream of its forward pass, which is not the capture's.
+        captures = captures and text.device.type == "cuda" and text.engine == "packed"
         start = text.ctx_init.float().cpu()
         self._classes = Classes(names, text, start, inverse, places, Graphs() if captures else None)
 
@@ -242,7 +243,10 @@ class Tuner:
                     text._initial,
                 ),
                 "prompts": ("token ids, where they stand, and what of the first block no context touches", text),
-                "rest": ("logit scale, which names are equal", (self._scale, self._classes)),
+                "rest": (
+                    "logit scale, which names are equal",
+                    (self._scale, self._classes.start, self._classes.inverse, self._classes.places),
+                ),
             },
         )
         if self._classes.graphs is not None:

@@ -7,10 +7,13 @@ import elsewhere
 import pytest
 import torch
 
-from tpt_fast import _jit
+from tpt_fast import _jit, ops  # noqa: F401 (which defines them)
 
 from .move import moved
 
+OPS = (
+    *elsewhere.STEMS, "add_layer_norm_backward", "bias_act_", "bias_act_backward", "prefix_attention_backward",
+)  # fmt: skip
 _calls = 0
 
 
@@ -35,8 +38,7 @@ def pytest_configure() -> None:
         raise pytest.UsageError("on_cuda.plugin: expected a GPU, torch sees none")
     if _jit.ensure().name != "native":
         raise pytest.UsageError(f"on_cuda.plugin: the kernels could not be built: {_jit.ensure().why}")
-    others = ("add_layer_norm_backward", "bias_act_", "bias_act_backward", "prefix_attention_backward")
-    elsewhere.install({name: _on_cuda(name) for name in (*elsewhere.STEMS, *others)})
+    elsewhere.install({name: _on_cuda(name) for name in OPS})
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -68,6 +68,7 @@ def objective(logits: Tensor, n_selected: int, selected: Tensor | None = None) -
             stands for a class of probability zero. A view with NaN or +inf has entropy NaN and is kept last.
         n_selected: K, how many views to keep, in 1..N.
         selected: int64 [K] or [B, K]: keep these views instead, as the published code does from its second step on.
+            An index that is no view is an error on the CPU, undefined on CUDA.
 
     Returns:
         :class:`Objective`. ``loss`` and ``entropy`` are differentiable in ``logits`` (once: there is no double

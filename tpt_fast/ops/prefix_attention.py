@@ -58,7 +58,8 @@ def prefix_attention(q: Tensor, kv: Tensor, offsets: Tensor, prefix: int, heads:
         q: [B, R, W] queries of all rows, or [B, C, W] of each suffix's last row only (the EOT token).
         kv: [B, R, 2W] keys and values of all rows. The last dimension of ``q`` and ``kv`` has to be dense, the others
             may have any stride: halves of one [B, R, 3W] will do.
-        offsets: int64 [C + 1] first row of each suffix, ascending; offsets[0] = prefix and offsets[C] = R.
+        offsets: int64 [C + 1] first row of each suffix, ascending; offsets[0] = prefix and offsets[C] = R. Others are
+            an error on the CPU, undefined on CUDA.
         prefix: rows of the prefix, 0 or more.
         heads: divides W.
 

@@ -16,8 +16,8 @@ OWN = {"VisionTransformer": VitTower, "ModifiedResNet": ResNetTower}
 
 class ImageEncoder:
     """The image tower of ``model`` with its weights in ``dtype``, which are shared with the model where it has that
-    type. The model itself stays as it is. Calls from several threads are safe. ``engine="module"`` runs the model's own
-    code in any case.
+    type (and held once more where our own product is the faster one, see :mod:`tpt_fast.matrix`). The model itself
+    stays as it is. Calls from several threads are safe. ``engine="module"`` runs the model's own code in any case.
 
     Attributes:
         patch: side P of the patches into which views for :meth:`encode` may come cut already; None if they may not.

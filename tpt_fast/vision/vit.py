@@ -1,9 +1,8 @@
 """open_clip's vision transformer, read at its class token: nothing that is never read is computed.
 
-Patches are cut out and projected by one matrix product, biases ride in the LayerNorm and activation ops, attention
-reads queries, keys and values where the one product has put them, and in the last block only the class token asks,
-is projected and goes through the MLP.
-
+Patches are cut out and projected by one matrix product, biases ride in the ops before or after it, attention reads
+queries, keys and values where the one product has put them, and in the last block only the class token asks, is
+projected and goes through the MLP.
 """
 
 from __future__ import annotations
