@@ -22,13 +22,18 @@ _laid_out: WeakValueDictionary[tuple, Tensor] = WeakValueDictionary()
 def own_product_is_faster() -> bool:
     """Whether ``ops.linear`` beats torch's product in float32 on this CPU, as measured: on AMD's CPUs without AVX-512.
 
-    On Zen 3 it takes 0.85 to 0.95 times as long. Other CPUs were not measured; MKL is made for Intel's.
+    On Zen 3 it takes 0.7 to 0.95 times as long. Other CPUs were not measured; MKL is made for Intel's.
     """
     try:
         amd = "AuthenticAMD" in Path("/proc/cpuinfo").read_text()
     except OSError:
         return False
     return amd and torch.backends.cpu.get_cpu_capability() == "AVX2" and _jit.ensure().name == "native"
+
+
+def lays_out(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether weights there and of this type are held in the layout of our own product too."""
+    return device.type == "cpu" and dtype == torch.float32 and own_product_is_faster()
 
 
 class Matrix:
@@ -41,7 +46,7 @@ class Matrix:
     def __init__(self, weight: Tensor, *, backward: bool = False) -> None:
         self.weight = weight
         self._panels = self._turned = None
-        if weight.device.type == "cpu" and weight.dtype == torch.float32 and own_product_is_faster():
+        if lays_out(weight.device, weight.dtype):
             self._panels = _shared_panels(weight)
             self._turned = _shared_panels(weight.t()) if backward else None
 

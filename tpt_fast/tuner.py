@@ -17,7 +17,7 @@ from .bundle import Bundle
 from .config import TuneConfig
 from .graphs import Graphs
 from .images import UNREADABLE, load_image
-from .matrix import own_product_is_faster
+from .matrix import lays_out
 from .memory import Held, Memory, measure
 from .prompts import check_classnames, load_ctx
 from .result import TuneResult, failed
@@ -224,7 +224,7 @@ class Tuner:
         """
         text, held = self._classes.text, "fp32" if self.config.autocasts else self.config.precision
         engine, kept = text._engine, text.describe()
-        again = held == "fp32" and self.device.type == "cpu" and own_product_is_faster()
+        again = lays_out(self.device, self._images.dtype)
 
         def tower(engine: str) -> str:
             laid_out = " and, once more, as our own product reads them" if again and engine in ("vit", "packed") else ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 
-from .agreement import compare
+from .agreement import Disagreement, compare
 from .case import Case
 from .peak import Peak
 from .rates import matrix_rate
@@ -37,9 +37,15 @@ def one_image(case: Case, start: str, *, repeats: int, seconds: float, published
 
 
 def many_images(case: Case, mode: str, images: int, *, repeats: int, seconds: float) -> list[Row]:
-    """The row of ``images`` images in one of :data:`~tpt_fast.bench.case.MODES`; arguments as :func:`one_image`."""
+    """The row of ``images`` images in one of :data:`~tpt_fast.bench.case.MODES`; arguments as :func:`one_image`.
+
+    Raises:
+        Disagreement: an image was not tuned.
+    """
     runs = {"tpt_fast": case.many(mode, images)}
-    _, peaks = _warm_up(case, runs)
+    answers, peaks = _warm_up(case, runs)
+    if (found := [result.status for result in answers["tpt_fast"]]) != ["tuned"] * images:
+        raise Disagreement(f"expected {images} tuned images, got {', '.join(found)}")
     return _rows(case, f"{mode} of {images}", take_turns(runs, repeats, seconds), peaks, {}, images)
 
 

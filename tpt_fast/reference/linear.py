@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .bias_act import bias_act
+
 PANEL = 16  #: columns of the result that lie together
 
 
@@ -19,6 +21,4 @@ def linear(x: Tensor, panels: Tensor, bias: Tensor | None, width: int, activatio
     """See :func:`tpt_fast.ops.linear.linear`."""
     weight = panels.transpose(1, 2).flatten(0, 1)[:width]
     y = torch.nn.functional.linear(x, weight, bias)
-    if activation == 0:
-        return y
-    return torch.nn.functional.gelu(y) if activation == 1 else y * (1.702 * y).sigmoid()
+    return bias_act(y, None, quick=activation == 2) if activation else y
