@@ -42,8 +42,6 @@ cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t 
 #endif
 }
 
-constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // kCount values that one load or store moves.
 template <class T, int kCount>
 struct alignas(sizeof(T) * kCount) Vector {

@@ -13,3 +13,9 @@
 #else
 #define TPT_FAST_HOST_DEVICE inline
 #endif
+
+namespace tpt_fast {
+
+TPT_FAST_HOST_DEVICE constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+}  // namespace tpt_fast

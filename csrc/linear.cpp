@@ -107,8 +107,6 @@ void multiply(const LinearParams& p, int64_t first, int64_t count, int64_t begin
   }
 }
 
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 }  // namespace
 
 void linear_forward(const LinearParams& p, int64_t begin, int64_t end) {
@@ -116,8 +114,8 @@ void linear_forward(const LinearParams& p, int64_t begin, int64_t end) {
   alignas(64) float rows[kBlockRows * kPartDepth];
   const int64_t first = begin * kLinearRows, last = std::min(end * kLinearRows, p.rows);
   // Blocks and parts of about one size: a short last one would use the caches badly.
-  const int64_t groups = divide_up(end - begin, divide_up(end - begin, kBlockRows / kLinearRows));
-  const int64_t step = groups * kLinearRows, part = divide_up(p.depth, divide_up(p.depth, kPartDepth));
+  const int64_t groups = ceil_div(end - begin, ceil_div(end - begin, kBlockRows / kLinearRows));
+  const int64_t step = groups * kLinearRows, part = ceil_div(p.depth, ceil_div(p.depth, kPartDepth));
   for (int64_t i = first; i < last; i += step) {
     const int64_t count = std::min(step, last - i);
     for (int64_t k = 0; k < p.depth; k += part) {

@@ -32,9 +32,7 @@ struct PrefixAttentionParams {
   Accumulate<T>* wide;   // [prefix + longest suffix, 7 * width] scratch of one range; 16-bit types on the CPU only
 
   TPT_FAST_HOST_DEVICE int64_t queries() const { return last_only ? classes : rows; }
-  TPT_FAST_HOST_DEVICE int64_t blocks() const {
-    return (classes + kPrefixAttentionClassesAtOnce - 1) / kPrefixAttentionClassesAtOnce;
-  }
+  TPT_FAST_HOST_DEVICE int64_t blocks() const { return ceil_div(classes, kPrefixAttentionClassesAtOnce); }
 };
 
 // Items: B * (classes + 1); the last of each batch is the prefix. Writes out.

@@ -121,8 +121,8 @@ ResizeAxis axis_of(const int32_t* spec, bool horizontal) {
   return resize_axis(spec[kFilter], spec[kHeight + horizontal], spec[kOutHeight + horizontal]);
 }
 
-int64_t bands_of(const ViewsGeometry& p) { return (p.size + kBandRows - 1) / kBandRows; }
-int64_t rows_of_band(const ViewsGeometry& p) { return p.size == 0 ? 0 : (p.size + bands_of(p) - 1) / bands_of(p); }
+int64_t bands_of(const ViewsGeometry& p) { return ceil_div(p.size, kBandRows); }
+int64_t rows_of_band(const ViewsGeometry& p) { return p.size == 0 ? 0 : ceil_div(p.size, bands_of(p)); }
 
 // Weights of output pixels [begin, end) of one axis and view: rows of 2 + max_taps.
 struct Lines {
@@ -219,7 +219,7 @@ ViewsScratch views_scratch(const ViewsGeometry& p) {
   return scratch;
 }
 
-int64_t column_items(const ViewsGeometry& p) { return (p.height + kBlockRows - 1) / kBlockRows; }
+int64_t column_items(const ViewsGeometry& p) { return ceil_div(p.height, kBlockRows); }
 int64_t band_items(const ViewsGeometry& p) { return p.views * bands_of(p); }
 
 void views_columns(const ViewsGeometry& p, int64_t begin, int64_t end) {

@@ -19,7 +19,7 @@ Tensor linear_cpu(const Tensor& x_in, const Tensor& panels_in, std::optional<Ten
   check_range(depth, "depth", 1, INT32_MAX);
   check_range(width, "width", 0, INT32_MAX);
   check_range(activation, "activation", 0, 2);
-  check_shape(panels_in, "panels", {(width + kLinearPanel - 1) / kLinearPanel, depth, kLinearPanel});
+  check_shape(panels_in, "panels", {ceil_div(width, kLinearPanel), depth, kLinearPanel});
   check_dtype(panels_in, "panels", {ScalarType::Float});
   const bool in_place = panels_in.stride(1) == kLinearPanel && panels_in.stride(2) == 1;
   const Tensor x = contiguous(x_in), panels = in_place ? panels_in : contiguous(panels_in);
@@ -39,8 +39,8 @@ Tensor linear_cpu(const Tensor& x_in, const Tensor& panels_in, std::optional<Ten
     bias = contiguous(*bias_in);
     p.bias = bias.const_data_ptr<float>();
   }
-  const int64_t items = (rows + kLinearRows - 1) / kLinearRows;
-  torch::stable::parallel_for(0, items, 1 + kOperationsAtOnce / (2 * kLinearRows * depth * width + 1),
+  torch::stable::parallel_for(0, ceil_div(rows, kLinearRows),
+                              1 + kOperationsAtOnce / (2 * kLinearRows * depth * width + 1),
                               [&](int64_t begin, int64_t end) { linear_forward(p, begin, end); });
   return out;
 }
