@@ -231,7 +231,8 @@ def replica(module: nn.Module, dtype: torch.dtype, left_out: nn.Module | None = 
     """
 
     def held(tensor: Tensor) -> Tensor:
-        return tensor.detach().to(dtype) if tensor.is_floating_point() else tensor.detach()
+        tensor = tensor.detach().to(dtype) if tensor.is_floating_point() else tensor.detach()
+        return tensor.clone() if tensor.is_inference() else tensor  # autograd could not save it
 
     memo: dict[int, object] = {id(p): nn.Parameter(held(p), requires_grad=False) for p in module.parameters()}
     memo |= {id(b): held(b) for b in module.buffers()}

@@ -378,8 +378,9 @@ def tune(
     """Classify ``image`` by CLIP with a prompt tuned for it (test-time prompt tuning, Shu et al., NeurIPS 2022).
 
     The last four Tuners are kept, and their models with them, so a loop over ``tune`` with the same arguments costs no
-    more than a :class:`Tuner`; ``tune.cache_clear()`` lets go of them. Weights that have changed in place are noticed
-    and make a new Tuner in place of the old, but for changes through ``.data``, which PyTorch does not count.
+    more than a :class:`Tuner`; ``tune.cache_clear()`` lets go of them. Weights that have been replaced or changed in
+    place are noticed and make a new Tuner instead of the old, but for changes that PyTorch does not count: in place
+    through ``.data``, and of tensors made in inference mode.
 
     Args:
         model, classnames, tokenizer, objective: see :class:`Tuner`. A new function is another objective, even of the
@@ -390,13 +391,11 @@ def tune(
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected an open_clip CLIP or CustomTextCLIP, got {type(model).__name__}")
     names, config = check_classnames(classnames), TuneConfig(**options)
-    versions = sum(tensor._version for tensor in (*model.parameters(), *model.buffers()))
-    places = {(p.device, p.dtype) for p in model.parameters()}
+    now = tuple((w.data_ptr(), w.dtype, _version(w)) for w in (*model.parameters(), *model.buffers()))
     chosen = tuple(
-        (name, id(value) if isinstance(value, Tensor) else value, getattr(value, "_version", None))
+        (name, *((id(value), _version(value)) if isinstance(value, Tensor) else (value,)))
         for name, value in vars(config).items()
     )
-    now = (versions, frozenset(places))
     key = (id(model), names, chosen, tokenizer, objective, now)
     with _tuners_lock:
         tuner = _tuners.get(key)
@@ -412,3 +411,8 @@ def tune(
 
 
 tune.cache_clear = _tuners.clear
+
+
+def _version(tensor: Tensor) -> int:
+    """How often ``tensor`` has been changed in place, as far as that is counted."""
+    return 0 if tensor.is_inference() else tensor._version
