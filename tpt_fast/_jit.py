@@ -70,6 +70,10 @@ def ensure(progress: Progress | None = None, *, rebuild: bool = False) -> Backen
     return _backend
 
 
+# torch.compiler.assume_constant_result without its two seconds of import: torch.compile would trace into the lock.
+ensure._dynamo_marked_constant = True
+
+
 def _announce(done: int, _total: int) -> None:
     if done == 0:
         print("tpt_fast: compiling the kernels for this machine, once; up to half a minute ...", file=sys.stderr)

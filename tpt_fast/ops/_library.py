@@ -6,16 +6,16 @@ puts its kernels in front of that for the CPU and CUDA, so an op exists and give
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
 _library = torch.library.Library("tpt_fast", "DEF")
 
 
-def define(schema: str, reference: Callable) -> None:
+def define(schema: str, reference: Callable, tags: Sequence[torch.Tag] = ()) -> None:
     """Define the op of ``schema``, e.g. ``"scale(Tensor x, float by) -> Tensor"``, with ``reference`` behind it."""
-    _library.define(schema)
+    _library.define(schema, tags=tags)
     _library.impl(schema.partition("(")[0], reference, "CompositeExplicitAutograd")
 
 

@@ -14,6 +14,8 @@ from ._library import define
 define(
     "objective(Tensor logits, int n_selected, Tensor? selected=None) -> (Tensor, Tensor, Tensor, Tensor)",
     reference,
+    # It keeps the counters that its first call on a device allocates, and torch.compile's graphs reuse that memory.
+    tags=[torch.Tag.cudagraph_unsafe],
 )
 
 
