@@ -32,10 +32,18 @@ class Norm:
 
 @dataclass(frozen=True)
 class Linear:
-    """y = x @ weight.T + bias. Weight [out, in] in the storage type, bias [out] in the accumulation type, or None."""
+    """y = x @ weight.T + bias. Weight [out, in] in the storage type; bias [out] or None: in the storage type where
+    :meth:`project` adds it, in the accumulation type where the op behind the product does."""
 
     matrix: Matrix
     bias: Tensor | None
+
+    def project(self, x: Tensor) -> Tensor:
+        return self.matrix.project(x, self.bias)
+
+    def rows(self, start: int, stop: int) -> Linear:
+        """Outputs ``start`` to ``stop`` only."""
+        return Linear(self.matrix.rows(start, stop), None if self.bias is None else self.bias[start:stop])
 
 
 @dataclass(frozen=True)
@@ -43,7 +51,7 @@ class Block:
     """One pre-norm residual attention block; a model's LayerScale is folded into ``out`` and ``proj``."""
 
     norm1: Norm
-    qkv: Linear  # [3W, W]: queries, keys, values
+    qkv: Linear  # [3W, W]: queries, keys, values; adds its own bias, the others leave theirs to the op behind them
     out: Linear
     norm2: Norm
     fc: Linear
@@ -166,11 +174,12 @@ def _read_block(block: nn.Module, dtype: torch.dtype, backward: bool) -> Block:
     _expect(not hasattr(block, "ln_1_kv"), "a block has cross-attention")
     attention = block.attn
     _expect(type(attention) is nn.MultiheadAttention, f"a block's attention is a {type(attention).__name__}")
-    plain = attention.in_proj_weight is not None and attention.bias_k is None and not attention.add_zero_attn
+    qkv, bias = attention.in_proj_weight, attention.in_proj_bias
+    plain = qkv is not None and attention.bias_k is None and not attention.add_zero_attn
     _expect(plain, "a block's attention has separate projections, key biases or a zero key")
     return Block(
         norm1=read_norm(block.ln_1, dtype),
-        qkv=_linear(attention.in_proj_weight, attention.in_proj_bias, dtype, backward),
+        qkv=_linear(qkv, bias, dtype, backward, dtype),
         out=_read_linear(attention.out_proj, dtype, backward, block.ls_1),
         norm2=read_norm(block.ln_2, dtype),
         fc=_read_linear(block.mlp.c_fc, dtype, backward),
@@ -201,9 +210,11 @@ def _read_linear(layer: nn.Module, dtype: torch.dtype, backward: bool, scale: nn
     return _linear(weight, bias, dtype, backward)
 
 
-def _linear(weight: Tensor, bias: Tensor | None, dtype: torch.dtype, backward: bool) -> Linear:
+def _linear(
+    weight: Tensor, bias: Tensor | None, dtype: torch.dtype, backward: bool, bias_dtype: torch.dtype | None = None
+) -> Linear:
     matrix = Matrix(weight.detach().to(dtype), backward=backward)
-    return Linear(matrix, None if bias is None else bias.detach().to(accumulation_dtype(dtype)))
+    return Linear(matrix, None if bias is None else bias.detach().to(bias_dtype or accumulation_dtype(dtype)))
 
 
 def _activation(layer: nn.Module) -> str:

@@ -74,8 +74,7 @@ class PackedEngine:
         device, width, depth = ctx_init.device, ctx_init.shape[-1], len(tower.blocks)
         expansion = tower.blocks[0].fc.matrix.weight.shape[0] // width
         self._plan = plan(device, width, depth, expansion, dtype.itemsize)
-        self._qkv_bias = [None if b.qkv.bias is None else b.qkv.bias.to(dtype) for b in tower.blocks]
-        last = tower.blocks[-1].qkv.matrix
+        last = tower.blocks[-1].qkv
         self._last_q, self._last_kv = last.rows(0, width), last.rows(width, 3 * width)
         self._chunks = [
             self._prepare(layout) for layout in pack(prompts, self._specific, self._plan.rows_at_once, device)
@@ -121,7 +120,7 @@ class PackedEngine:
         rows += tower.position[layout.position].to(tower.dtype)
         block = tower.blocks[0]
         normed = _normalise(rows, None, block.norm1, None)[1]
-        return _Chunk(layout, rows, block.qkv.matrix.project(normed, self._qkv_bias[0]))
+        return _Chunk(layout, rows, block.qkv.project(normed))
 
     def _forward(self, chunk: _Chunk, ctx: Tensor, tape: _ChunkTape | None) -> Tensor:
         """Normalised features [C, D] of the chunk's classes; fills ``tape``."""
@@ -134,7 +133,7 @@ class PackedEngine:
         block = tower.blocks[0]
         qkv = chunk.qkv.clone()
         norm1, normed = _normalise(residual[layout.touched], None, block.norm1, None)
-        qkv[layout.touched] = block.qkv.matrix.project(normed, self._qkv_bias[0])
+        qkv[layout.touched] = block.qkv.project(normed)
 
         for i, block in enumerate(tower.blocks):
             width = residual.shape[-1]
@@ -143,11 +142,11 @@ class PackedEngine:
                 if i == 0:
                     q, kv = qkv[layout.last, :width], qkv[:, width:]
                 else:
-                    q, kv = self._last_qkv(normed, layout)
+                    q, kv = self._last_q.project(normed[layout.last]), self._last_kv.project(normed)
                 residual = residual[layout.last]
             else:
                 if i > 0:
-                    qkv = block.qkv.matrix.project(normed, self._qkv_bias[i])
+                    qkv = block.qkv.project(normed)
                 q, kv = qkv[:, :width], qkv[:, width:]
             attended = prefix_attention(q[None], kv[None], layout.offsets, layout.prefix, block.heads)[0]
             norm2, normed = _normalise(residual, block.out.matrix.project(attended), block.norm2, block.out.bias)
@@ -198,7 +197,8 @@ class PackedEngine:
             through, rows = grad, slice(None) if i > 0 else layout.touched  # the other rows hold constants
             if final:  # only the EOT rows have asked, and gone on
                 through = torch.zeros_like(wide[:, :width]).index_copy_(0, layout.last, grad)
-                inner = self._last_kv.back(wide).index_add_(0, layout.last, self._last_q.back(grad_q))
+                inner = self._last_kv.matrix.back(wide)
+                inner.index_add_(0, layout.last, self._last_q.matrix.back(grad_q))
                 inner = inner[rows]
             else:
                 inner = block.qkv.matrix.back(wide[rows])
@@ -208,12 +208,6 @@ class PackedEngine:
         lead = layout.shared.stop - layout.shared.start
         own = grad[lead:].view(*layout.own.shape, grad.shape[-1])
         return own if self._specific else torch.cat([grad[:lead], own.sum(0)])
-
-    def _last_qkv(self, normed: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
-        """Queries of the EOT rows, keys and values of all, in the last block."""
-        bias, width = self._qkv_bias[-1], normed.shape[-1]
-        q = self._last_q.project(normed[layout.last], None if bias is None else bias[:width])
-        return q, self._last_kv.project(normed, None if bias is None else bias[width:])
 
     def _vectors(self, ctx: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
         """Context vectors that stand in the prefix, and those in the suffixes."""

@@ -41,8 +41,7 @@ class VitTower:
         self._blocks = read_blocks(visual.transformer, dtype)
         if not self._blocks:
             raise Unsupported("the image tower has no blocks")
-        self._qkv_bias = [None if b.qkv.bias is None else b.qkv.bias.to(dtype) for b in self._blocks]
-        width, last = len(self._first), self._blocks[-1].qkv.matrix
+        width, last = len(self._first), self._blocks[-1].qkv
         self._last_q, self._last_kv = last.rows(0, width), last.rows(width, 3 * width)
         self._norm_post = read_norm(visual.ln_post, dtype)
         self._projection = None if visual.proj is None else visual.proj.detach().to(dtype)
@@ -60,15 +59,14 @@ class VitTower:
         n, _, width = residual.shape
         normed = _normalise(residual, None, None, self._blocks[0].norm1)[1]
         for i, block in enumerate(self._blocks):
-            bias, heads = self._qkv_bias[i], (block.heads, width // block.heads)
+            heads = block.heads, width // block.heads
             if block is self._blocks[-1]:
                 following, residual = self._norm_post, residual[:, :1]
-                q = self._last_q.project(normed[:, :1], None if bias is None else bias[:width])
-                q = q.view(n, 1, *heads).transpose(1, 2)
-                k, v = _split(self._last_kv.project(normed, None if bias is None else bias[width:]), 2, *heads)
+                q = self._last_q.project(normed[:, :1]).view(n, 1, *heads).transpose(1, 2)
+                k, v = _split(self._last_kv.project(normed), 2, *heads)
             else:
                 following = self._blocks[i + 1].norm1
-                q, k, v = _split(block.qkv.matrix.project(normed, bias), 3, *heads)
+                q, k, v = _split(block.qkv.project(normed), 3, *heads)
             attended = scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(residual.shape)
             residual, normed = _normalise(residual, block.out.matrix.project(attended), block.out.bias, block.norm2)
             hidden = block.fc.matrix.activate(normed, block.fc.bias, block.activation)
