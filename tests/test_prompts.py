@@ -85,6 +85,26 @@ def test_any_tokenizer_that_pads():
     assert p.positions.tolist() == [[1, 2, 6]]
 
 
+def padded_by_end(texts, context_length=16):
+    """As SigLIP's and Hugging Face's CLIP tokenizers: the end token also pads, and what is cut off keeps it."""
+    ids = torch.full((len(texts), context_length), 1)
+    for row, text in zip(ids, texts, strict=True):
+        words = [100 + ord(w[0]) for w in text.replace(".", " .").split()][: context_length - 1]
+        row[: len(words)] = torch.tensor(words)
+    return ids
+
+
+def test_padding_by_the_end_token():
+    p = prompts(["sea lion", "cat"], "a photo [CLS] now", tokenizer=padded_by_end, length=16)
+    assert p.ids[0, :8].tolist() == [100 + ord(c) for c in "apsln."] + [1, 1]
+    assert p.lengths.tolist() == [7, 6]
+    assert p.positions.tolist() == [[0, 1, 4], [0, 1, 3]]
+    fits = " ".join(["x"] * 10)  # 4, 10, full stop, end
+    assert prompts([fits], tokenizer=padded_by_end, length=16).lengths.tolist() == [16]
+    with pytest.raises(ValueError, match=r"has 17 tokens .* the model takes 16"):
+        prompts([fits + " x"], tokenizer=padded_by_end, length=16)
+
+
 @pytest.mark.parametrize(
     ("names", "error", "message"),
     [

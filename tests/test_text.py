@@ -319,6 +319,47 @@ def test_other_towers_run_through_their_own_module(text, reason):
     )
 
 
+def padded_with_end(texts, context_length=77):
+    """Hugging Face's tokenizer of CLIP."""
+    ids = open_clip.SimpleTokenizer()(texts, context_length)
+    return torch.where(ids == 0, 49407, ids)
+
+
+@pytest.mark.parametrize("engine", ["packed", "module"])
+@pytest.mark.parametrize("tokenizer", [padded_with_end, lambda texts: padded_with_end(texts)])
+@pytest.mark.parametrize("text", [{}, {"pool_type": "eos", "eos_id": 49407}])
+def test_padding_by_the_end_token(engine, tokenizer, text):
+    model = make(**text)
+    encoder = TextEncoder(model, NAMES, tokenizer=tokenizer, engine=engine)
+    own = model.encode_text(open_clip.SimpleTokenizer()([f"a photo of a {n}." for n in NAMES]), normalize=True)
+    assert error(encoder.encode(encoder.ctx_init), own.double()) < 1e-5
+
+
+@pytest.mark.parametrize("eos", [2, 49406, 320])  # nowhere in the prompts, their first token, one of the context's
+def test_a_tower_that_reads_elsewhere_runs_through_its_own_module(eos):
+    model = make(pool_type="eos", eos_id=eos).double()
+    encoder = TextEncoder(model, NAMES)
+    assert encoder.engine == "module"
+    assert "does not read these prompts at a token behind" in encoder.why_module
+    own = model.encode_text(encoder.prompts.ids, normalize=True)
+    assert error(encoder.encode(encoder.ctx_init), own) < 1e-6
+
+
+def test_a_token_embedding_of_another_kind():
+    class Scaled(nn.Embedding):
+        def forward(self, ids):
+            return 3 * super().forward(ids)
+
+    model = make().double()
+    scaled = Scaled(49408, 64, dtype=torch.float64)
+    scaled.weight = model.token_embedding.weight
+    model.token_embedding = scaled
+    encoder = TextEncoder(model, NAMES)
+    assert "the token embedding is a Scaled" in encoder.why_module
+    own = model.encode_text(encoder.prompts.ids, normalize=True)
+    assert error(encoder.encode(encoder.ctx_init), own) < 1e-6
+
+
 class HuggingFaceLike(nn.Module):
     """As open_clip's wrapper of Hugging Face towers looks from outside: mean over all tokens that are not padding."""
 

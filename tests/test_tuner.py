@@ -240,6 +240,18 @@ def test_a_model_made_in_inference_mode(image, options):
     assert same(tune(model, image, NAMES, **FEW, **options), want)
 
 
+@pytest.mark.parametrize("options", [{}, {"strict_official": True, "precision": "fp16"}])
+def test_logits_hold_the_bias_of_a_sigmoid_model(image, options):
+    model = small_model().eval()
+    model.logit_bias = torch.nn.Parameter(torch.tensor([-10.0]))
+    result = tune(model, image, NAMES, **FEW, **options, keep_views=True)
+    ids = open_clip.tokenizer.SimpleTokenizer()([f"a photo of a {name}." for name in NAMES])
+    with torch.no_grad():
+        own = model.get_logits(result.views[:1], ids)[0][0]
+    torch.testing.assert_close(result.zero_shot_logits, own, atol=0.05 if options else 1e-4, rtol=0)
+    assert not torch.equal(result.logits, result.zero_shot_logits)
+
+
 def test_another_objective(model, image):
     def marginal_entropy(logits):
         entropy = torch.distributions.Categorical(logits=logits).entropy()

@@ -125,6 +125,24 @@ def causal_reason(root: nn.Module) -> str | None:
     return None
 
 
+def read_lengths(root: nn.Module, ids: Tensor) -> Tensor | None:
+    """How many tokens of each row of ``ids`` [C, L] its feature depends on, int64 [C]; None where it may be all.
+
+    A causal tower depends on those up to the one that it reads, wherever the tokenizer says that the prompt ends;
+    open_clip's adapter of Hugging Face towers, on those that are no padding.
+    """
+    if causal_reason(root) is None:
+        if pool_type(root) == "eos":
+            ids = (ids == (root.text_eos_id if hasattr(root, "text_eos_id") else root.eos_id)).int()
+        return ids.argmax(-1) + 1  # as open_clip looks for it
+    if type(root).__name__ == "HFTextEncoder" and type(root.pooler).__name__ in _POOLERS:
+        return ((ids != root.config.pad_token_id) * torch.arange(1, 1 + ids.shape[1], device=ids.device)).amax(-1)
+    return None
+
+
+_POOLERS = ("ClsLastHiddenStatePooler", "ClsPooler", "MeanPooler")  # open_clip's that leave padding out
+
+
 def pool_type(root: nn.Module) -> str:
     """How the tower pools: "argmax", "eos", "last", "first" or "none"."""
     return getattr(root, "text_pool_type", None) or getattr(root, "pool_type", "argmax")
@@ -142,13 +160,14 @@ def read_text_tower(model: nn.Module, dtype: torch.dtype) -> TextWeights:
     root = text_root(model)
     if reason := causal_reason(root):
         raise Unsupported(reason)
-    projection = root.text_projection
+    table, projection = root.token_embedding, root.text_projection
+    _expect(type(table) is nn.Embedding, f"the token embedding is a {type(table).__name__}")
     if isinstance(projection, nn.Linear):
         linear = _read_linear(projection, dtype, backward=True)
     else:
         linear = None if projection is None else _linear(projection.t(), None, dtype, backward=True)
     return TextWeights(
-        table=root.token_embedding.weight.detach(),
+        table=table.weight.detach(),
         position=root.positional_embedding.detach(),
         blocks=read_blocks(root.transformer, dtype, backward=True),
         norm=read_norm(root.ln_final, dtype),

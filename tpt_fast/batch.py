@@ -47,11 +47,13 @@ class Classes:
     start: Tensor  # the initial context, float32 on the CPU
     inverse: Tensor | None  # [C], which of the different names each is; None if no name repeats
     places: Tensor | None = None  # [U, most repeats], where each different name stands, filled up with C; likewise
+    bias: Tensor | None = None  # [], the model's logit bias
     graphs: Graphs | None = None  # of the loop, where it is captured
 
     def logits(self, images: Tensor, features: Tensor) -> Tensor:
         """[B, N, C] from scaled image features [B, N, D] and text features, [U, D] of all images or [B, U, D]."""
         logits = images @ features.to(images.dtype).mT
+        logits = logits if self.bias is None else logits + self.bias
         return logits if self.inverse is None else logits[..., self.inverse]
 
     def grad_features(self, images: Tensor, grad_logits: Tensor) -> Tensor:

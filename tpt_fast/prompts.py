@@ -154,21 +154,24 @@ class _Tokens:
 
     def __init__(self, tokenizer: Tokenizer, context_length: int) -> None:
         self._tokenizer, self._context_length = tokenizer, context_length
-        self._padding = int(self._ids(["a"])[0, -1])
+        self._padding, self._hidden = int(self._ids(["a"])[0, -1]), 0
         ids, lengths = self(["a", "b"])
         one, two = (row[:n].tolist() for row, n in zip(ids, lengths.tolist(), strict=True))
         self.first = int(one[0] == two[0])  # SOS
-        self.last = int(one[-1] == two[-1])  # EOT, unless the padding is the same token
+        self.last = int(one[-1] == two[-1])  # EOT
+        if not self.last:  # where padding is the same token, it shows behind a text that has been cut off
+            full = self._ids(["a " * 4 * context_length], context_length)[0]
+            self._hidden = self.last = int(full[-1] == self._padding)
 
     def __call__(self, texts: Iterable[str]) -> tuple[Tensor, Tensor]:
-        """ids [n, >= context length] and how many of each row are not padding."""
+        """ids [n, >= context length] and how many of each row are not padding, or EOT."""
         ids = self._ids(list(texts))
         place = torch.arange(1, ids.shape[1] + 1)
-        return ids, ((ids != self._padding) * place).amax(1)
+        return ids, ((ids != self._padding) * place).amax(1) + self._hidden
 
-    def _ids(self, texts: list[str]) -> Tensor:
+    def _ids(self, texts: list[str], length: int | None = None) -> Tensor:
         try:  # room to see what a tokenizer would otherwise cut off silently
-            ids = self._tokenizer(texts, context_length=4 * self._context_length)
+            ids = self._tokenizer(texts, context_length=length or 4 * self._context_length)
         except TypeError:
             ids = self._tokenizer(texts)
         if not isinstance(ids, Tensor) or ids.ndim != 2 or len(ids) != len(texts):

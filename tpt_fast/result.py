@@ -23,7 +23,7 @@ class TuneResult:
     n_ctx, width]). Tensors are float32 on the CPU."""
 
     classnames: tuple[str, ...]
-    logits: Tensor  #: [C] of view 0 with the tuned context
+    logits: Tensor  #: [C] of view 0 with the tuned context, with the model's logit bias if it has one
     zero_shot_logits: Tensor  #: [C] of view 0 with the initial context
     ctx_init: Tensor  #: [n_ctx, width]
     ctx: Tensor  #: [n_ctx, width], tuned

@@ -69,7 +69,9 @@ class Tuner:
         self.preprocessing = preprocessing(model)
         self._model, self._tokenizer, self._objective = model, tokenizer, objective
         self._backend = _jit.ensure()
-        self._scale = model.logit_scale.detach().float().exp()
+        self._scale = model.logit_scale.detach().float().exp().reshape(())
+        bias = getattr(model, "logit_bias", None)  # of models trained by a sigmoid loss
+        self._bias = None if bias is None else bias.detach().float().reshape(())
         if self.device.type not in ("cpu", "cuda"):
             raise ValueError(f"model: expected it on the CPU or on CUDA, got it on {self.device}")
         self._official: OfficialLoop | None = None
@@ -114,7 +116,7 @@ class Tuner:
         # Autograd runs a module's backward pass on the stream of its forward pass, which is not the capture's.
         captures = captures and text.device.type == "cuda" and text.engine == "packed"
         start = text.ctx_init.float().cpu()
-        self._classes = Classes(names, text, start, inverse, places, Graphs() if captures else None)
+        self._classes = Classes(names, text, start, inverse, places, self._bias, Graphs() if captures else None)
 
     @property
     def classnames(self) -> tuple[str, ...]:
@@ -244,8 +246,8 @@ class Tuner:
                 ),
                 "prompts": ("token ids, where they stand, and what of the first block no context touches", text),
                 "rest": (
-                    "logit scale, which names are equal",
-                    (self._scale, self._classes.start, self._classes.inverse, self._classes.places),
+                    "logit scale and bias, which names are equal",
+                    (self._scale, self._bias, self._classes.start, self._classes.inverse, self._classes.places),
                 ),
             },
         )

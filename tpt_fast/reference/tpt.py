@@ -113,11 +113,12 @@ def tpt(
     kept = max(1, int(len(views) * rho))
     ctx = nn.Parameter(start.clone())
     optimizer = torch.optim.AdamW([ctx], lr=lr, weight_decay=weight_decay)
-    scale = model.logit_scale.detach().exp()
+    scale, bias = model.logit_scale.detach().exp(), getattr(model, "logit_bias", None)
 
     def logits_of(features: Tensor) -> Tensor:
         with context_in_place(table, ctx):
-            return scale * features @ model.encode_text(ids, normalize=True).T
+            logits = scale * features @ model.encode_text(ids, normalize=True).T
+        return logits if bias is None else logits + bias.detach()
 
     with torch.no_grad():
         features = model.encode_image(views, normalize=True)

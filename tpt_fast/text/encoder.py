@@ -66,7 +66,8 @@ class TextEncoder:
     ) -> None:
         check_choice("engine", engine, ENGINES)
         check_choice("activations", activations, ACTIVATIONS)
-        table = token_embedding(text_root(model)).weight.detach()
+        embedding = token_embedding(text_root(model))
+        table = embedding.weight
         self.classnames = check_classnames(classnames)
         dtype = resolve_precision(precision, model)
         self.dtype, self.device = accumulation_dtype(dtype), table.device
@@ -88,7 +89,7 @@ class TextEncoder:
             noise = torch.Generator().manual_seed(seed)
             given = 0.02 * torch.randn(n_ctx, table.shape[1], generator=noise)
         elif given is None:
-            given = table[self.prompts.ids[0, self.prompts.positions[0]].to(table.device)]
+            given = embedding(self.prompts.ids[0, self.prompts.positions[0]].to(table.device)).detach()
         self.ctx_init = given.to(self.device, self.dtype)
 
         self._engine, self.why_module = self._make_engine(model, engine, dtype, activations == "keep")

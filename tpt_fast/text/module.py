@@ -1,4 +1,4 @@
-"""The model's own text tower through autograd, on prompts cut to the longest EOT."""
+"""The model's own text tower through autograd, on prompts cut behind the last token that matters."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..adapters import accumulation_dtype, causal_reason, replica, text_root, token_embedding
+from ..adapters import accumulation_dtype, causal_reason, read_lengths, replica, text_root, token_embedding
 from ..prompts import Prompts
 from .memory import free_bytes
 
@@ -29,8 +29,10 @@ class ModuleEngine:
         root = text_root(model)
         table = token_embedding(root).weight
         self._accumulate = accumulation_dtype(dtype)
-        causal = causal_reason(root) is None
-        self._length = int(prompts.lengths.max()) if causal else prompts.ids.shape[1]
+        lengths = read_lengths(root, prompts.ids)
+        self._length = prompts.ids.shape[1]
+        if lengths is not None:
+            self._length = int(torch.maximum(lengths, prompts.positions.amax(-1) + 1).max())
         self._module = TextModule(model, self._length, dtype)
         self._ids = prompts.ids[:, : self._length].to(table.device)
         self._positions = prompts.positions.to(table.device)
@@ -77,8 +79,8 @@ class ModuleEngine:
 class TextModule:
     """The model's own text tower, run on token embeddings that we choose.
 
-    The caller's model stays as it is. Causal towers are cut to ``length`` positions, which is exact: nothing after EOT
-    is ever read.
+    The caller's model stays as it is. Causal towers are cut to ``length`` positions, which is exact: nothing behind the
+    token that they read can reach it.
     """
 
     def __init__(self, model: nn.Module, length: int, dtype: torch.dtype) -> None:
@@ -89,7 +91,7 @@ class TextModule:
             module.attn_mask = module.attn_mask[:length, :length]
         if hasattr(module, "set_grad_checkpointing") and hasattr(module.transformer, "grad_checkpointing"):
             module.transformer.grad_checkpointing = False
-        self._embedding = _PromptEmbedding(token_embedding(module).weight)
+        self._embedding = _PromptEmbedding(token_embedding(module))
         if getattr(module, "token_embedding", None) is not None:
             module.token_embedding = self._embedding
         else:
@@ -111,9 +113,9 @@ class TextModule:
 class _PromptEmbedding(nn.Module):
     """Token embedding with context vectors in given places; each thread has its own."""
 
-    def __init__(self, weight: Tensor) -> None:
+    def __init__(self, embedding: nn.Embedding) -> None:
         super().__init__()
-        self.weight = nn.Parameter(weight, requires_grad=False)
+        self._embedding, self.weight = embedding, embedding.weight
         self._place = threading.local()
 
     def run_with(self, positions: Tensor, ctx: Tensor, run: Callable[[], Tensor]) -> Tensor:
@@ -126,5 +128,5 @@ class _PromptEmbedding(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         positions, ctx = self._place.value
         rows = torch.arange(len(ids), device=ids.device)[:, None].expand_as(positions)
-        values = ctx.to(self.weight.dtype).expand(len(ids), -1, -1)
-        return nn.functional.embedding(ids, self.weight).index_put((rows, positions), values)
+        embedded = self._embedding(ids)  # which may scale them, as NLLB's does
+        return embedded.index_put((rows, positions), ctx.to(embedded.dtype).expand(len(ids), -1, -1))

@@ -8,12 +8,12 @@ backward pass, written by hand, carries gradients of rows only.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
-from ..adapters import Norm, accumulation_dtype, read_text_tower
+from ..adapters import Norm, Unsupported, accumulation_dtype, read_lengths, read_text_tower, text_root
 from ..ops.add_layer_norm import add_layer_norm, add_layer_norm_backward
 from ..ops.bias_act import bias_act, bias_act_backward
 from ..ops.prefix_attention import prefix_attention, prefix_attention_backward
@@ -70,6 +70,10 @@ class PackedEngine:
 
     def __init__(self, model: nn.Module, prompts: Prompts, ctx_init: Tensor, dtype: torch.dtype, keep: bool) -> None:
         self._tower = tower = read_text_tower(model, dtype)
+        lengths = read_lengths(text_root(model), prompts.ids)
+        if (lengths <= prompts.positions.amax(-1) + 1).any():
+            raise Unsupported("the text tower does not read these prompts at a token behind context and name")
+        prompts = replace(prompts, lengths=lengths)
         self._specific = ctx_init.ndim == 3
         device, width, depth = ctx_init.device, ctx_init.shape[-1], len(tower.blocks)
         expansion = tower.blocks[0].fc.matrix.weight.shape[0] // width
