@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from tpt_fast.demo import PHOTO_FOLDER
+from tpt_fast.text import TextEncoder
 from tpt_fast.views import CLIP_MEAN, CLIP_STD, make_views
 from tpt_fast.vision import ImageEncoder, preprocessing
 from tpt_fast.vision.resnet import PooledQuery
@@ -128,6 +129,73 @@ def test_equals_encode_image(name, dtype, bound):
 def test_own_executor(name):
     encoder = ImageEncoder(ALL[name](), torch.float32)
     assert (encoder.engine, encoder.why_module) == ("resnet" if name in RESNETS else "vit", None)
+
+
+class Doubled(nn.Linear):
+    """What a LoRA library puts in the place of a linear layer, from outside."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def doubled(tower):
+    old = tower.transformer.resblocks[0].mlp.c_fc
+    tower.transformer.resblocks[0].mlp.c_fc = new = Doubled(old.in_features, old.out_features)
+    new.load_state_dict(old.state_dict())
+
+
+def one_more(tower):
+    mlp = tower.transformer.resblocks[0].mlp
+    parts = dict(mlp.named_children())
+    tower.transformer.resblocks[0].mlp = nn.Sequential()
+    for name in ("c_fc", "gelu", "adapter", "c_proj"):
+        tower.transformer.resblocks[0].mlp.add_module(name, parts.get(name, nn.Softmax(-1)))
+
+
+def forward_function(tower):
+    block = tower.transformer.resblocks[1]
+    own = block.forward
+    block.forward = lambda *given, **options: 2 * own(*given, **options)
+
+
+CHANGES = {
+    "c_fc (Doubled) is not open_clip's": doubled,
+    "MLP has other parts": one_more,
+    "forward function of its own": forward_function,
+    "has hooks": lambda tower: tower.transformer.resblocks[0].register_forward_hook(lambda _m, _x, y: y + 1),
+    "ln_1 (LayerNorm) has hooks": lambda tower: tower.transformer.resblocks[0].ln_1.register_forward_pre_hook(
+        lambda _m, x: (x[0] * x[0],)
+    ),
+}
+
+
+@pytest.mark.parametrize("reason", CHANGES)
+def test_changed_towers_run_their_own_code(reason):
+    text = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
+    model = open_clip.model.CLIP(32, VISION, text).eval()
+    CHANGES[reason](model.visual)
+    CHANGES[reason](model)
+    encoder, text = ImageEncoder(model, torch.float32), TextEncoder(model, ["cat", "sea lion"])
+    assert encoder.engine == text.engine == "module"
+    assert reason in encoder.why_module
+    assert reason in text.why_module
+    views = views_for(model)
+    assert distance(encoder.encode(views), theirs(model, views)) < 1e-5
+    with torch.no_grad():
+        own = model.encode_text(text.prompts.ids, normalize=True)
+    assert distance(text.initial()[0], own) < 1e-5
+
+
+def test_an_encode_image_of_its_own():
+    class Mirrored(open_clip.model.CLIP):
+        def encode_image(self, image, normalize=False):
+            return super().encode_image(image.flip(-1), normalize)
+
+    model = small()
+    model.__class__ = Mirrored
+    encoder, views = ImageEncoder(model, torch.float32), views_for(model)
+    assert encoder.why_module == "Mirrored has an encode_image of its own"
+    assert distance(encoder.encode(views), theirs(model, views.flip(-1))) < 1e-5
 
 
 @pytest.mark.parametrize("name", OTHERS)

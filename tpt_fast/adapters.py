@@ -7,6 +7,7 @@ they cannot represent exactly raises :class:`Unsupported` with the reason, and t
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -148,6 +149,24 @@ def pool_type(root: nn.Module) -> str:
     return getattr(root, "text_pool_type", None) or getattr(root, "pool_type", "argmax")
 
 
+def expect_known_code(*parts: nn.Module) -> None:
+    """For ``parts`` of a model that will be read instead of called.
+
+    Raises:
+        Unsupported: a module in them is of somebody else's class, or has a hook or a forward function of its own.
+    """
+    for name, module in (found for part in parts for found in part.named_modules()):
+        at = f"{name or 'a part of the tower'} ({type(module).__name__})"
+        _expect(is_known(type(module)), f"{at} is not open_clip's or torch's")
+        _expect("forward" not in vars(module), f"{at} has a forward function of its own")
+        _expect(not module._forward_hooks and not module._forward_pre_hooks, f"{at} has hooks")
+
+
+def is_known(code: type | Callable) -> bool:
+    """Whether this class or function is open_clip's, torch's or torchvision's, so that what it computes is known."""
+    return code.__module__.partition(".")[0] in ("open_clip", "torch", "torchvision")
+
+
 # --- weights under plain names --------------------------------------------------------------------------------------
 
 
@@ -160,6 +179,11 @@ def read_text_tower(model: nn.Module, dtype: torch.dtype) -> TextWeights:
     root = text_root(model)
     if reason := causal_reason(root):
         raise Unsupported(reason)
+    if root is model:
+        _expect(is_known(model.encode_text), f"{type(model).__name__} has an encode_text of its own")
+        expect_known_code(root.transformer, root.token_embedding, root.ln_final)
+    else:
+        expect_known_code(root)
     table, projection = root.token_embedding, root.text_projection
     _expect(type(table) is nn.Embedding, f"the token embedding is a {type(table).__name__}")
     if isinstance(projection, nn.Linear):
@@ -196,6 +220,8 @@ def _read_block(block: nn.Module, dtype: torch.dtype, backward: bool) -> Block:
     qkv, bias = attention.in_proj_weight, attention.in_proj_bias
     plain = qkv is not None and attention.bias_k is None and not attention.add_zero_attn
     _expect(plain, "a block's attention has separate projections, key biases or a zero key")
+    mlp = type(block.mlp), *dict(block.mlp.named_children())
+    _expect(mlp == (nn.Sequential, "c_fc", "gelu", "c_proj"), "a block's MLP has other parts than two linear layers")
     return Block(
         norm1=read_norm(block.ln_1, dtype),
         qkv=_linear(qkv, bias, dtype, backward, dtype),

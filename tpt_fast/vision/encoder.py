@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..adapters import Unsupported, accumulation_dtype
-from .module import ModuleTower
+from ..adapters import Unsupported, accumulation_dtype, expect_known_code, is_known
+from .module import EncodeImage, ModuleTower
 from .preprocessing import preprocessing
 from .resnet import ResNetTower
 from .vit import VitTower
@@ -35,20 +35,24 @@ class ImageEncoder:
         self.dtype = dtype
         self.patch: int | None = None
         self.why_module: str | None = None
-        self._tower = self._choose(model.visual, engine)
+        self._tower = self._choose(model, engine)
         self.engine = self._tower.name
         if isinstance(self._tower, VitTower):
             height, width = self._tower.patch
             if height == width and self.size % height == 0:
                 self.patch = height
 
-    def _choose(self, visual: nn.Module, engine: str) -> VitTower | ResNetTower | ModuleTower:
-        kind = type(visual).__name__
+    def _choose(self, model: nn.Module, engine: str) -> VitTower | ResNetTower | ModuleTower:
+        visual, kind = model.visual, type(model.visual).__name__
+        if not is_known(model.encode_image):
+            self.why_module = f"{type(model).__name__} has an encode_image of its own"
+            return ModuleTower(EncodeImage(model), self.dtype)
         try:
             if engine == "module":
                 raise Unsupported("engine='module' was asked for")
             if kind not in OWN:
                 raise Unsupported(f"the image tower is a {kind}")
+            expect_known_code(visual)
             return OWN[kind](visual, self.dtype)
         except Unsupported as reason:
             self.why_module = str(reason)

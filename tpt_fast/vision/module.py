@@ -26,3 +26,14 @@ class ModuleTower:
         """[N, 3, S, S] -> [N, D], not normalised."""
         features = self._visual(views)
         return features[0] if isinstance(features, tuple) else features
+
+
+class EncodeImage(nn.Module):
+    """``model.encode_image`` as an image tower."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, views: Tensor) -> Tensor:
+        return self.model.encode_image(views)
