@@ -49,6 +49,19 @@ def left():
     return [thread for thread in threading.enumerate() if thread.name.startswith(THREAD_NAMES)]
 
 
+@pytest.mark.parametrize("kind", [torch.from_numpy, lambda array: array], ids=["tensor", "array"])
+def test_a_producer_that_writes_into_one_buffer(tuner, images, kind):
+    def frames():
+        buffer = images[0].numpy().copy()
+        for shift in range(4):
+            buffer[:] = images[0].numpy() + shift * 40
+            yield kind(buffer)
+
+    results = list(tuner.map(frames()))
+    for result, frame in zip(results, frames(), strict=True):
+        assert torch.equal(result.logits, tuner(frame).logits)
+
+
 class Counted:
     """An endless stream that knows how many images were taken from it."""
 

@@ -4,6 +4,7 @@ import math
 import subprocess
 import sys
 import threading
+from dataclasses import dataclass
 
 import numpy as np
 import open_clip
@@ -219,6 +220,61 @@ def test_a_gradient_that_is_not_finite_is_skipped(model, image):
     assert torch.equal(result.ctx, result.ctx_init)
 
 
+def test_tune_notices_other_layers_and_another_checkpoint(image, tmp_path):
+    model, path = small_model(), tmp_path / "ctx.pt"
+    first = tune(model, image, NAMES, **FEW)
+    model.visual.transformer.resblocks[0].mlp.gelu = open_clip.transformer.QuickGELU()
+    assert not torch.equal(tune(model, image, NAMES, **FEW).entropies, first.entropies)
+    for ctx in torch.randn(2, 3, 64):
+        torch.save({"state_dict": {"ctx": ctx}}, path)
+        assert torch.equal(tune(model, image, NAMES, **FEW, ctx=path).ctx_init, ctx)
+
+
+def test_an_objective_and_a_tokenizer_that_cannot_be_hashed(model, image):
+    @dataclass
+    class Objective:
+        weight: float
+
+        def __call__(self, logits):
+            return self.weight * logits.softmax(-1).square().sum()
+
+    mine = Objective(1.0)
+    want = Tuner(model, NAMES, TuneConfig(**FEW), objective=mine)(image)
+    assert same(tune(model, image, NAMES, **FEW, objective=mine), want)
+    assert not torch.equal(tune(model, image, NAMES, **FEW, objective=Objective(-1.0)).ctx, want.ctx)
+
+
+def test_nothing_is_shared_with_the_caller(model, image):
+    """Neither what was given, nor what came back."""
+    ctx, views = torch.randn(4, 64), torch.randn(8, 3, 32, 32, requires_grad=True)
+    tuner = Tuner(model, NAMES, TuneConfig(**FEW, ctx=ctx))
+    first, viewed = tuner(image), tuner.tune_views(views, keep_views=True)
+    ctx.zero_()
+    next(tuner.map(["nowhere.png"])).ctx_init.zero_()
+    viewed.views.zero_()
+    first.ctx_init.zero_()
+    assert same(tuner(image), first)
+    assert views.detach().abs().sum() > 0
+
+    def writes(logits):
+        loss = logits.clone().softmax(-1).square().sum()
+        with torch.no_grad():
+            logits.zero_()
+        return loss
+
+    def reads(logits):
+        return logits.softmax(-1).square().sum()
+
+    assert same(*(Tuner(model, NAMES, TuneConfig(**FEW), objective=each)(image) for each in (writes, reads)))
+
+
+def test_results_are_told_apart_by_identity(tuner, image):
+    first, second = tuner(image), tuner(image)
+    assert first != second
+    assert first in {first, second}
+    assert len({first, second}) == 2
+
+
 @pytest.mark.parametrize(
     "options", [{}, {"engine": "module"}, {"objective": lambda logits: logits.logsumexp(-1).sum()}]
 )
@@ -304,12 +360,16 @@ def test_messages(model, image):
         Tuner(model, NAMES, {"rho": 0.1})
     with pytest.raises(TypeError, match="objective: expected a function of the logits, got float"):
         Tuner(model, NAMES, objective=1.0)
-    with pytest.raises(ValueError, match=r"objective: expected it to return a scalar tensor, got a tensor \[8, 4\]"):
+    with pytest.raises(ValueError, match=r"objective: expected .* a scalar tensor, got torch.float32 \[8, 4\]"):
         tune(model, image, NAMES, **FEW, objective=lambda logits: logits)
     with pytest.raises(ValueError, match="objective: expected it to return a scalar tensor, got float"):
         tune(model, image, NAMES, **FEW, objective=lambda logits: 1.0)
     with pytest.raises(ValueError, match="objective: expected it to depend on the logits"):
         tune(model, image, NAMES, **FEW, objective=lambda logits: logits.detach().sum())
+    with pytest.raises(ValueError, match="objective: expected it to depend on the logits"):
+        tune(model, image, NAMES, **FEW, objective=lambda logits: torch.ones((), requires_grad=True) * 2)
+    with pytest.raises(ValueError, match=r"objective: expected .* a scalar tensor, got torch.complex64"):
+        tune(model, image, NAMES, **FEW, objective=lambda logits: logits.sum() * 1j)
     for names, got in (("cat", "str"), (None, "NoneType")):
         with pytest.raises(TypeError, match=f"classnames: expected a sequence of strings, got {got}"):
             tune(model, image, names)

@@ -359,7 +359,10 @@ def test_arguments_of_another_kind(arguments, error, message):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"n_views": 0}, ValueError, "n_views: expected at least 1, got 0"),
+        ({"n_views": 0}, ValueError, "n_views: expected 1 or more, got 0"),
+        ({"n_views": 2.0}, TypeError, "n_views: expected an int, got float 2.0"),
+        ({"size": 224.0}, TypeError, "size: expected an int, got float 224.0"),
+        ({"seed": 1.5}, TypeError, "seed: expected an int, got float 1.5"),
         ({"size": 0}, ValueError, "size: expected 1 to 32768, got 0"),
         ({"dtype": torch.float64}, TypeError, "dtype: expected torch.float32, float16 or bfloat16, got torch.float64"),
         ({"order": "pillow-9"}, ValueError, "order: expected one of pillow-12, pillow-13, got 'pillow-9'"),

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ._modes import ON_THE_CPU
 from .matrix import Matrix
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -121,7 +122,7 @@ def causal_reason(root: nn.Module) -> str | None:
     mask = getattr(root, "attn_mask", None)
     if mask is None:
         return "the text tower's attention is not causal (no_causal_mask)"
-    if not torch.equal(mask.float().cpu(), torch.full(mask.shape, -torch.inf).triu(1)):
+    if not torch.equal(mask.float().cpu(), torch.full(mask.shape, -torch.inf, **ON_THE_CPU).triu(1)):
         return "the text tower's attention mask is not the causal one"
     return None
 
@@ -185,7 +186,6 @@ def read_text_tower(model: nn.Module, dtype: torch.dtype) -> TextWeights:
     else:
         expect_known_code(root)
     table, projection = root.token_embedding, root.text_projection
-    _expect(type(table) is nn.Embedding, f"the token embedding is a {type(table).__name__}")
     if isinstance(projection, nn.Linear):
         linear = _read_linear(projection, dtype, backward=True)
     else:
@@ -194,7 +194,7 @@ def read_text_tower(model: nn.Module, dtype: torch.dtype) -> TextWeights:
         table=table.weight.detach(),
         position=root.positional_embedding.detach(),
         blocks=read_blocks(root.transformer, dtype, backward=True),
-        norm=read_norm(root.ln_final, dtype),
+        norm=read_norm(root.ln_final, dtype, table.weight.device),
         projection=linear,
         dtype=dtype,
     )
@@ -223,10 +223,10 @@ def _read_block(block: nn.Module, dtype: torch.dtype, backward: bool) -> Block:
     mlp = type(block.mlp), *dict(block.mlp.named_children())
     _expect(mlp == (nn.Sequential, "c_fc", "gelu", "c_proj"), "a block's MLP has other parts than two linear layers")
     return Block(
-        norm1=read_norm(block.ln_1, dtype),
+        norm1=read_norm(block.ln_1, dtype, qkv.device),
         qkv=_linear(qkv, bias, dtype, backward, dtype),
         out=_read_linear(attention.out_proj, dtype, backward, block.ls_1),
-        norm2=read_norm(block.ln_2, dtype),
+        norm2=read_norm(block.ln_2, dtype, qkv.device),
         fc=_read_linear(block.mlp.c_fc, dtype, backward),
         activation=_activation(block.mlp.gelu),
         proj=_read_linear(block.mlp.c_proj, dtype, backward, block.ls_2),
@@ -234,12 +234,12 @@ def _read_block(block: nn.Module, dtype: torch.dtype, backward: bool) -> Block:
     )
 
 
-def read_norm(layer: nn.Module, dtype: torch.dtype) -> Norm:
-    """Weight, bias and epsilon of an ``nn.LayerNorm`` (or of open_clip's variants of it)."""
+def read_norm(layer: nn.Module, dtype: torch.dtype, device: torch.device) -> Norm:
+    """Weight, bias and epsilon of an ``nn.LayerNorm`` (or of open_clip's variants of it) on ``device``."""
     _expect(isinstance(layer, nn.LayerNorm), f"a norm is a {type(layer).__name__}")
     accumulate = accumulation_dtype(dtype)
     width = layer.normalized_shape
-    weight = torch.ones(width) if layer.weight is None else layer.weight.detach()
+    weight = torch.ones(width, device=device) if layer.weight is None else layer.weight.detach()
     bias = torch.zeros_like(weight) if layer.bias is None else layer.bias.detach()
     return Norm(weight.to(accumulate), bias.to(accumulate), layer.eps)
 

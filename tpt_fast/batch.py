@@ -157,14 +157,15 @@ def _differentiate(logits: Tensor, custom: ObjectiveFunction) -> tuple[Tensor, T
     losses, grads = [], []
     for one in logits:
         with torch.enable_grad():
-            leaf = one.detach().requires_grad_()
+            leaf = one.detach().clone().requires_grad_()  # the objective may write to it
             loss = custom(leaf)
-            if not isinstance(loss, Tensor) or loss.numel() != 1:
-                got = f"a tensor {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.is_floating_point():
+                got = f"{loss.dtype} {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
                 raise ValueError(f"objective: expected it to return a scalar tensor, got {got}")
-            if not loss.requires_grad:
+            grad = torch.autograd.grad(loss, leaf, allow_unused=True)[0] if loss.requires_grad else None
+            if grad is None:
                 raise ValueError("objective: expected it to depend on the logits, got a tensor without a gradient")
-            grads.append(torch.autograd.grad(loss, leaf)[0])
+            grads.append(grad)
         losses.append(loss.detach().reshape(()))
     return torch.stack(losses), torch.stack(grads)
 

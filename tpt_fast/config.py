@@ -13,6 +13,7 @@ from .images import DECODERS
 PRECISIONS = ("fp32", "fp16", "bf16")
 ENGINES = ("auto", "packed", "module")
 ACTIVATIONS = ("keep", "recompute")
+MOST_SEED = 2**64 - 1  # that a generator takes
 
 
 @dataclass(frozen=True)
@@ -63,19 +64,19 @@ class TuneConfig:
     """On CUDA, capture the loop once for each number of images at a time and replay it; not with an own objective."""
 
     def __post_init__(self) -> None:
-        _integer("n_views", self.n_views, 2)
+        check_integer("n_views", self.n_views, 2)
         _number("rho", self.rho, "a number in (0, 1]", lambda v: 0 < v <= 1)
-        _integer("steps", self.steps, 0)
+        check_integer("steps", self.steps, 0)
         _number("lr", self.lr, "a number of 0 or more", lambda v: v >= 0)
         _number("weight_decay", self.weight_decay, "a number of 0 or more", lambda v: v >= 0)
         if not isinstance(self.ctx_init, str):
             raise TypeError(f"ctx_init: expected a string, got {type(self.ctx_init).__name__}")
         if self.n_ctx is not None:
-            _integer("n_ctx", self.n_ctx, 1)
+            check_integer("n_ctx", self.n_ctx, 1)
         if self.ctx is not None and not isinstance(self.ctx, (Tensor, str, os.PathLike)):
             raise TypeError(f"ctx: expected a tensor or the path of a CoOp checkpoint, got {type(self.ctx).__name__}")
         check_choice("precision", self.precision, PRECISIONS)
-        _integer("seed", self.seed, 0)
+        check_integer("seed", self.seed, 0, MOST_SEED)
         check_choice("engine", self.engine, ENGINES)
         check_choice("activations", self.activations, ACTIVATIONS)
         check_choice("decoder", self.decoder, DECODERS)
@@ -103,11 +104,11 @@ class TuneConfig:
         return max(kept, 1)
 
 
-def _integer(name: str, value: object, least: int) -> None:
+def check_integer(name: str, value: object, least: int, most: int | None = None) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name}: expected an int, got {type(value).__name__} {value!r}")
-    if value < least:
-        raise ValueError(f"{name}: expected {least} or more, got {value}")
+    if value < least or (most is not None and value > most):
+        raise ValueError(f"{name}: expected {least} {'or more' if most is None else f'to {most}'}, got {value}")
 
 
 def _number(name: str, value: object, expected: str, fits) -> None:

@@ -136,7 +136,7 @@ def build_prompts(
             )
     ids = ids[:, :context_length].clone()
     first = tokens.first
-    positions = torch.arange(first, first + content).repeat(len(names), 1)
+    positions = torch.arange(first, first + content, device="cpu").repeat(len(names), 1)
     if lead < content:
         # The published code counts the tokens of the name alone, without the full stop.
         name_lengths = tokens(spaced)[1] - first - tokens.last
@@ -166,14 +166,15 @@ class _Tokens:
     def __call__(self, texts: Iterable[str]) -> tuple[Tensor, Tensor]:
         """ids [n, >= context length] and how many of each row are not padding, or EOT."""
         ids = self._ids(list(texts))
-        place = torch.arange(1, ids.shape[1] + 1)
+        place = torch.arange(1, ids.shape[1] + 1, device="cpu")
         return ids, ((ids != self._padding) * place).amax(1) + self._hidden
 
     def _ids(self, texts: list[str], length: int | None = None) -> Tensor:
-        try:  # room to see what a tokenizer would otherwise cut off silently
-            ids = self._tokenizer(texts, context_length=length or 4 * self._context_length)
-        except TypeError:
-            ids = self._tokenizer(texts)
+        with torch.device("cpu"):
+            try:  # room to see what a tokenizer would otherwise cut off silently
+                ids = self._tokenizer(texts, context_length=length or 4 * self._context_length)
+            except TypeError:
+                ids = self._tokenizer(texts)
         if not isinstance(ids, Tensor) or ids.ndim != 2 or len(ids) != len(texts):
             raise TypeError(
                 f"tokenizer: expected it to return a tensor [{len(texts)}, length], got {type(ids).__name__}"

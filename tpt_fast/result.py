@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ._modes import ON_THE_CPU
+
 
 class Prediction(NamedTuple):
     """One class and its probability."""
@@ -17,7 +19,7 @@ class Prediction(NamedTuple):
     prob: float
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class TuneResult:
     """C classes, N views of which K were kept, context of n_ctx vectors (class-specific contexts have C of them, [C,
     n_ctx, width]). Tensors are float32 on the CPU."""
@@ -52,7 +54,12 @@ class TuneResult:
 
     @property
     def zero_shot_label(self) -> str:
-        """Name of the most probable class with the initial context."""
+        """Name of the most probable class with the initial context.
+
+        Raises:
+            ValueError: the image could not be read (see ``error``).
+        """
+        self._check_read()
         return self.classnames[int(self.zero_shot_logits.argsort(descending=True, stable=True)[0])]
 
     @property
@@ -73,11 +80,14 @@ class TuneResult:
         """
         if k < 1:
             raise ValueError(f"k: expected 1 or more, got {k}")
-        if self.error is not None:
-            raise ValueError(f"no prediction, the image could not be read: {self.error}") from self.error
+        self._check_read()
         probs = self.probs
         order = self.logits.argsort(dim=-1, descending=True, stable=True)[:k].tolist()
         return [Prediction(self.classnames[i], i, probs[i].item()) for i in order]
+
+    def _check_read(self) -> None:
+        if self.error is not None:
+            raise ValueError(f"no prediction, the image could not be read: {self.error}") from self.error
 
     def plot(self, path=None):
         """Draw the views with their entropies, the kept ones framed, and the class probabilities before and after.
@@ -114,15 +124,15 @@ def failed(
 ) -> TuneResult:
     """The result of an image that could not be read."""
     nan = float("nan")
-    nothing = torch.full((len(classnames),), nan)
+    nothing = torch.full((len(classnames),), nan, **ON_THE_CPU)
     return TuneResult(
         classnames=classnames,
         logits=nothing,
         zero_shot_logits=nothing.clone(),
         ctx_init=ctx_init,
         ctx=torch.full_like(ctx_init, nan),
-        entropies=torch.full((n_views,), nan),
-        selected=torch.empty(0, dtype=torch.int64),
+        entropies=torch.full((n_views,), nan, **ON_THE_CPU),
+        selected=torch.empty(0, dtype=torch.int64, device="cpu"),
         loss=nan,
         loss_after=nan,
         grad=torch.full_like(ctx_init, nan),

@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,7 +32,7 @@ def stream(tuner: Tuner, images: Iterable, workers: int, keep_views: bool) -> It
         nonlocal ended
         while ended is None and len(ahead) <= workers:  # one for each worker, and one that is ready
             try:
-                image = next(images)
+                image = _held(next(images))
                 task = beside.task(tuner._prepare, image) if beside else partial(tuner._prepare, image)
                 ahead.append(executor.submit(task))
             except Exception as error:  # results that are under way come first
@@ -52,6 +53,13 @@ def stream(tuner: Tuner, images: Iterable, workers: int, keep_views: bool) -> It
             raise ended
     finally:  # also when the consumer closes this early or presses Ctrl-C
         executor.shutdown(cancel_futures=True)
+
+
+def _held(image):
+    """``image``, safe from a producer that writes the next one into the same memory, as readers of video do."""
+    if isinstance(image, Tensor):
+        return image.clone()
+    return image.copy() if isinstance(image, np.ndarray) else image
 
 
 class Beside:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from threading import Lock
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from . import _jit
+from ._modes import plain_modes
 from .adapters import PRECISIONS, text_root, token_embedding
 from .batch import Classes, ObjectiveFunction, Stages, Tuned, tune_features
 from .bundle import Bundle
@@ -51,7 +53,7 @@ class Tuner:
         TypeError, ValueError: naming the argument, what was expected and what came.
     """
 
-    @torch.inference_mode(False)
+    @plain_modes
     def __init__(
         self,
         model: nn.Module,
@@ -86,7 +88,7 @@ class Tuner:
             self._images = ImageEncoder(model, PRECISIONS[self.config.precision])
         self.set_classnames(classnames)
 
-    @torch.inference_mode(False)
+    @plain_modes
     def set_classnames(self, classnames: Sequence[str]) -> None:
         """Tune for another list of classes from now on; calls under way finish with the old one."""
         config, names = self.config, check_classnames(classnames)
@@ -115,7 +117,7 @@ class Tuner:
         captures = config.cuda_graphs and self._objective is None and not config.autocasts
         # Autograd runs a module's backward pass on the stream of its forward pass, which is not the capture's.
         captures = captures and text.device.type == "cuda" and text.engine == "packed"
-        start = text.ctx_init.float().cpu()
+        start = text.ctx_init.float().cpu().clone()
         self._classes = Classes(names, text, start, inverse, places, self._bias, Graphs() if captures else None)
 
     @property
@@ -216,7 +218,7 @@ class Tuner:
             raise ValueError(f"views: expected 2 or more views, got {len(views)}")
         if not views.isfinite().all():
             raise ValueError("views: expected finite values, got NaN or infinity")
-        return self._tune([Prepared(views.to(self.device), {})], keep_views)[0]
+        return self._tune([Prepared(views.detach().to(self.device), {})], keep_views)[0]
 
     def memory(self) -> Memory:
         """What this Tuner holds between calls, part by part: bytes of its own, bytes shared with the model, and why.
@@ -276,7 +278,7 @@ class Tuner:
             raise ValueError("boxes: expected one or more crops, got none")
         return Prepared(views, stages.seconds)
 
-    @torch.inference_mode(False)  # a caller's inference mode would forbid the gradients of an objective or a module
+    @plain_modes
     @torch.no_grad()
     def _tune(self, prepared: list[Prepared], keep_views: bool) -> list[TuneResult]:
         """One result an image; all have N views."""
@@ -301,7 +303,7 @@ class Tuner:
                 timings=dict(timings),
                 engines=self._engines(classes),
                 text=classes.text.describe(),
-                views=self._images.whole(each.views).float().cpu() if keep_views else None,
+                views=self._images.whole(each.views).float().cpu().clone() if keep_views else None,
             )
             for each, row in zip(prepared, rows, strict=True)
         ]
@@ -318,7 +320,7 @@ class Tuner:
     def _failed(self, error: BaseException) -> TuneResult:
         """What stands in a stream for an image that could not be read."""
         classes = self._classes
-        return failed(error, classes.names, classes.start, self.config.n_views, self._engines(classes))
+        return failed(error, classes.names, classes.start.clone(), self.config.n_views, self._engines(classes))
 
     def _at_once(self) -> int:
         """How many images fit in memory together: their views, twice in passing, and what further steps keep."""
@@ -380,9 +382,9 @@ def tune(
     """Classify ``image`` by CLIP with a prompt tuned for it (test-time prompt tuning, Shu et al., NeurIPS 2022).
 
     The last four Tuners are kept, and their models with them, so a loop over ``tune`` with the same arguments costs no
-    more than a :class:`Tuner`; ``tune.cache_clear()`` lets go of them. Weights that have been replaced or changed in
-    place are noticed and make a new Tuner instead of the old, but for changes that PyTorch does not count: in place
-    through ``.data``, and of tensors made in inference mode.
+    more than a :class:`Tuner`; ``tune.cache_clear()`` lets go of them. Weights and layers that have been replaced, and
+    weights changed in place, are noticed and make a new Tuner instead of the old; but not what PyTorch does not count:
+    changes through ``.data``, by optimisers with ``fused=True``, and of tensors made in inference mode.
 
     Args:
         model, classnames, tokenizer, objective: see :class:`Tuner`. A new function is another objective, even of the
@@ -393,12 +395,10 @@ def tune(
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected an open_clip CLIP or CustomTextCLIP, got {type(model).__name__}")
     names, config = check_classnames(classnames), TuneConfig(**options)
-    now = tuple((w.data_ptr(), w.dtype, _version(w)) for w in (*model.parameters(), *model.buffers()))
-    chosen = tuple(
-        (name, *((id(value), _version(value)) if isinstance(value, Tensor) else (value,)))
-        for name, value in vars(config).items()
-    )
-    key = (id(model), names, chosen, tokenizer, objective, now)
+    weights = tuple((w.data_ptr(), w.dtype, _version(w)) for w in (*model.parameters(), *model.buffers()))
+    now = (weights, tuple(map(type, model.modules())), preprocessing(model))
+    chosen = {**vars(config), "ctx": _identity(config.ctx), "tokenizer": tokenizer, "objective": objective}
+    key = (id(model), names, *(value if isinstance(value, Hashable) else id(value) for value in chosen.values()), now)
     with _tuners_lock:
         tuner = _tuners.get(key)
         if tuner is None:
@@ -412,7 +412,22 @@ def tune(
     return tuner(image, keep_views=keep_views)
 
 
-tune.cache_clear = _tuners.clear
+def _cache_clear() -> None:
+    with _tuners_lock:
+        _tuners.clear()
+
+
+tune.cache_clear = _cache_clear
+
+
+def _identity(ctx: Tensor | str | os.PathLike | None) -> tuple:
+    """What changes where the context does."""
+    if isinstance(ctx, Tensor):
+        return id(ctx), _version(ctx)
+    if ctx is None or not os.path.exists(ctx):
+        return (ctx,)
+    found = os.stat(ctx)
+    return ctx, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _version(tensor: Tensor) -> int:

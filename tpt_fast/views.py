@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ._modes import ON_THE_CPU
+from .config import MOST_SEED, check_integer
 from .images import load_image
 from .ops.views import views
 
@@ -74,17 +76,18 @@ def draw_boxes(
     if generator.device.type != "cpu":
         raise ValueError(f"generator: expected a CPU generator, got one on {generator.device}")
     if n == 0:
-        return torch.empty(0, 5, dtype=torch.int32)
+        return torch.empty(0, 5, dtype=torch.int32, device="cpu")
 
     # Every scalar draw takes one 32-bit number of the stream and does not depend on its neighbours. So each kind of
     # draw is made at every position of the stream at once, and the decisions are then a walk over the positions:
     # scale and ratio (up to ten times), top, left, flip.
     span = n * (2 * _TRIES + 3)
     count = (span + 5) // 2 * 2
-    shares = torch.empty(count).uniform_(*scale, generator=generator.clone_state())
-    log_ratio = torch.log(torch.tensor(ratio)).tolist()
-    ratios = torch.empty(count).uniform_(*log_ratio, generator=generator.clone_state()).exp()
-    pairs = torch.empty(count // 2, dtype=torch.int64).random_(-(2**63), None, generator=generator.clone_state())
+    shares = torch.empty(count, **ON_THE_CPU).uniform_(*scale, generator=generator.clone_state())
+    log_ratio = torch.log(torch.tensor(ratio, **ON_THE_CPU)).tolist()
+    ratios = torch.empty(count, **ON_THE_CPU).uniform_(*log_ratio, generator=generator.clone_state()).exp()
+    pairs = torch.empty(count // 2, dtype=torch.int64, device="cpu")
+    pairs.random_(-(2**63), None, generator=generator.clone_state())
     raw = np.stack((pairs.numpy() >> 32 & 0xFFFFFFFF, pairs.numpy() & 0xFFFFFFFF), axis=1).ravel()
 
     area, aspect = height * width * shares.double().numpy()[:span], ratios.double().numpy()[1 : span + 1]
@@ -107,7 +110,9 @@ def draw_boxes(
         else:
             boxes[row] = *_central_box(height, width, ratio), flips[at]
             at += 1
-    torch.empty(at).uniform_(generator=generator)  # leaves the generator where the scalar draws would have
+    torch.empty(at, **ON_THE_CPU).uniform_(
+        generator=generator
+    )  # leaves the generator where the scalar draws would have
     return torch.from_numpy(boxes)
 
 
@@ -254,8 +259,8 @@ def normalisation_table(
         raise ValueError(f"mean: expected 3 numbers, got {mean}")
     if len(std) != 3 or not all(math.isfinite(s) and s != 0 for s in std):
         raise ValueError(f"std: expected 3 numbers other than 0, got {std}")
-    levels = torch.arange(256, dtype=torch.float32).div(255).expand(3, 256).clone()
-    levels.sub_(torch.tensor(mean, dtype=torch.float32)[:, None]).div_(torch.tensor(std, dtype=torch.float32)[:, None])
+    levels = torch.arange(256, **ON_THE_CPU).div(255).expand(3, 256).clone()
+    levels.sub_(torch.tensor(mean, **ON_THE_CPU)[:, None]).div_(torch.tensor(std, **ON_THE_CPU)[:, None])
     return levels.to(device, dtype)
 
 
@@ -306,10 +311,11 @@ def make_views(
     """
     if dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise TypeError(f"dtype: expected torch.float32, float16 or bfloat16, got {dtype}")
-    if not 1 <= size <= 1 << 15:
-        raise ValueError(f"size: expected 1 to 32768, got {size}")
-    if boxes is None and n_views < 1:
-        raise ValueError(f"n_views: expected at least 1, got {n_views}")
+    check_integer("size", size, 1, 1 << 15)
+    if boxes is None:
+        check_integer("n_views", n_views, 1)
+        if seed is not None:
+            check_integer("seed", seed, 0, MOST_SEED)
     if order is None:
         order = pass_order()
     elif order not in PASS_ORDERS:
@@ -323,6 +329,7 @@ def make_views(
     else:
         if boxes is None:
             boxes = draw_boxes(height, width, n_views - 1, seed=seed, generator=generator)
-        specs = view_specs(height, width, torch.as_tensor(boxes), size).to(pixels.device, non_blocking=True)
+        specs = view_specs(height, width, torch.as_tensor(boxes, device="cpu"), size)
+        specs = specs.to(pixels.device, non_blocking=True)
     table = normalisation_table(tuple(mean), tuple(std), dtype, pixels.device)
     return views(pixels, specs, table, size, order == "pillow-13", patch)

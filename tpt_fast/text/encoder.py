@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._modes import ON_THE_CPU, plain_modes
 from ..adapters import Unsupported, accumulation_dtype, resolve_precision, text_root, token_embedding
 from ..config import ACTIVATIONS, ENGINES, check_choice
 from ..prompts import Tokenizer, build_prompts, check_classnames, context_length, default_tokenizer, load_ctx
@@ -50,6 +51,7 @@ class TextEncoder:
             for a model that the packed engine cannot represent exactly.
     """
 
+    @plain_modes
     def __init__(
         self,
         model: nn.Module,
@@ -87,10 +89,10 @@ class TextEncoder:
         self.prompts = build_prompts(self.classnames, ctx_init, n_ctx, tokenizer, context_length(model))
         if given is None and n_ctx is not None:
             noise = torch.Generator().manual_seed(seed)
-            given = 0.02 * torch.randn(n_ctx, table.shape[1], generator=noise)
+            given = 0.02 * torch.randn(n_ctx, table.shape[1], generator=noise, **ON_THE_CPU)
         elif given is None:
             given = embedding(self.prompts.ids[0, self.prompts.positions[0]].to(table.device)).detach()
-        self.ctx_init = given.to(self.device, self.dtype)
+        self.ctx_init = given.to(self.device, self.dtype, copy=True)  # the caller may go on changing what was given
 
         self._engine, self.why_module = self._make_engine(model, engine, dtype, activations == "keep")
         self._initial: tuple[Tensor, Tape] | None = None
@@ -130,6 +132,7 @@ class TextEncoder:
                 self._initial = self.forward(self.ctx_init, keep=True)
         return self._initial
 
+    @plain_modes
     @torch.no_grad()
     def forward(self, ctx: Tensor, keep: bool = False) -> tuple[Tensor, Tape | None]:
         """Features of ``ctx`` as :meth:`encode` gives them, without a graph, and with ``keep`` their tape."""
@@ -140,6 +143,7 @@ class TextEncoder:
         results = [self._engine.forward(one, keep) for one in ctx]
         return torch.stack([features for features, _ in results]), [tape for _, tape in results] if keep else None
 
+    @plain_modes
     @torch.no_grad()
     def backward(self, tape: Tape, grad_features: Tensor) -> Tensor:
         """Gradient with respect to the context of ``tape``, from that of its features.

@@ -64,7 +64,7 @@ def _pack(prompts: Prompts, part: slice, lengths: Tensor, prefix: int, shared: s
     offsets = prefix + torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
     rows = int(offsets[-1])
     row_class = torch.repeat_interleave(lengths)
-    position = torch.arange(prefix, rows) - offsets[row_class] + prefix
+    position = torch.arange(prefix, rows, device="cpu") - offsets[row_class] + prefix
     ids = prompts.ids[part]
     own = prompts.positions[part, shared.stop - shared.start :] - prefix + offsets[:-1, None]
     return Layout(
@@ -73,8 +73,8 @@ def _pack(prompts: Prompts, part: slice, lengths: Tensor, prefix: int, shared: s
         offsets=offsets,
         last=offsets[1:] - 1,
         ids=torch.cat([ids[0, :prefix], ids[row_class, position]]),
-        position=torch.cat([torch.arange(prefix), position]),
+        position=torch.cat([torch.arange(prefix, device="cpu"), position]),
         shared=shared,
         own=own,
-        touched=torch.cat([torch.arange(shared.start, shared.stop), own.flatten()]),
+        touched=torch.cat([torch.arange(shared.start, shared.stop, device="cpu"), own.flatten()]),
     )

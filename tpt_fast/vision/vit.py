@@ -37,13 +37,14 @@ class VitTower:
         position = visual.positional_embedding.detach().to(wide)
         self._first = (position[0] + visual.class_embedding.detach()).to(dtype)
         self._position = (position[1:] if conv.bias is None else position[1:] + conv.bias.detach()).to(dtype)
-        self._norm_pre = None if isinstance(visual.ln_pre, nn.Identity) else read_norm(visual.ln_pre, dtype)
+        pre, device = visual.ln_pre, position.device
+        self._norm_pre = None if isinstance(pre, nn.Identity) else read_norm(pre, dtype, device)
         self._blocks = read_blocks(visual.transformer, dtype)
         if not self._blocks:
             raise Unsupported("the image tower has no blocks")
         width, last = len(self._first), self._blocks[-1].qkv
         self._last_q, self._last_kv = last.rows(0, width), last.rows(width, 3 * width)
-        self._norm_post = read_norm(visual.ln_post, dtype)
+        self._norm_post = read_norm(visual.ln_post, dtype, device)
         self._projection = None if visual.proj is None else visual.proj.detach().to(dtype)
 
     def at_once(self, device: torch.device) -> int:
