@@ -15,7 +15,8 @@ pytest.importorskip("open_clip")
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from safetensors import safe_open
 
-from tpt_fast import demo
+from tpt_fast import TextEncoder, demo
+from tpt_fast.cli._models import load_model
 from tpt_fast.demo import captions, corruptions, evaluate, weights
 from tpt_fast.demo.data import load_split
 
@@ -139,3 +140,8 @@ def test_accuracy(loaded: demo.Demo) -> None:
         hits += int(((image @ features(loaded).T).argmax(1) == labels).sum())
     assert len(test.labels) == 5000
     assert 100 * hits / len(test.labels) >= 70
+
+
+def test_the_commands_own_copy_of_the_model_is_read_too():
+    found = load_model(None, None, "cpu")
+    assert TextEncoder(found.model, ["cat"], tokenizer=found.tokenizer).engine == "packed"

@@ -164,8 +164,8 @@ def expect_known_code(*parts: nn.Module) -> None:
 
 
 def is_known(code: type | Callable) -> bool:
-    """Whether this class or function is open_clip's, torch's or torchvision's, so that what it computes is known."""
-    return code.__module__.partition(".")[0] in ("open_clip", "torch", "torchvision")
+    """Whether this class or function is one of a library whose code is known here; the demo's model is our own."""
+    return code.__module__.partition(".")[0] in ("open_clip", "torch", "torchvision", "tpt_fast")
 
 
 # --- weights under plain names --------------------------------------------------------------------------------------
