@@ -1,5 +1,6 @@
 """``tpt-fast bench --model``: what is measured, kept and shown, on a small model; and the parts that it is made of."""
 
+import errno
 import json
 import os
 import subprocess
@@ -15,7 +16,7 @@ from typer.testing import CliRunner
 
 from tpt_fast._aside import written_aside
 from tpt_fast.bench import agreement, case, measure, peak, picture, rates, rows, turns
-from tpt_fast.cli import app
+from tpt_fast.cli import _shared, app
 
 NAME, RATE = "tiny-to-measure", 5e10
 CPU = torch.device("cpu")
@@ -217,6 +218,29 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     assert os.listdir(tmp_path) == [file.name]
 
 
+def test_a_link_stays_a_link(tmp_path):
+    link = tmp_path / "link.jsonl"
+    link.symlink_to("rows")
+    rows.write(link, [{"case": "one"}])
+    assert link.is_symlink()
+    assert rows.read(tmp_path / "rows") == [{"case": "one"}]
+
+
+def test_what_is_no_regular_file_stays(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="not a regular file"), written_aside(tmp_path / "pipe") as aside:
+        aside.touch()
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_a_closed_pipe_is_no_full_disk(monkeypatch, known_rate):
+    def closed(_record):
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr(_shared, "json_line", closed)
+    assert "cannot be written" not in tiny("--json", "--skip-published", code=1).stderr
+
+
 def test_the_commit_is_the_checkouts_or_none(monkeypatch, tmp_path):
     monkeypatch.setattr(rows, "__file__", str(tmp_path / "site-packages" / "tpt_fast" / "bench" / "rows.py"))
     assert rows._commit() is None
@@ -245,7 +269,7 @@ def test_the_commit_is_the_checkouts_or_none(monkeypatch, tmp_path):
         (["--model", NAME, "--seconds", -1], "Invalid value for '--seconds'"),
         (["--model", NAME, "--images", -1], "Invalid value for '--images'"),
         (["--model", NAME, "--plot", "picture.txt"], "--plot: picture.txt ends in none of"),
-        (["--model", NAME, "--plot", "nowhere/picture.png"], "--plot: there is no folder nowhere"),
+        (["--model", NAME, "--plot", "nowhere/picture.png"], "--plot: nowhere/picture.png cannot be written"),
         (["--model", NAME, "--rows", "/proc/rows.jsonl"], "--rows: /proc/rows.jsonl cannot be written"),
     ],
 )

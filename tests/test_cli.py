@@ -4,7 +4,8 @@ import json
 import os
 import subprocess
 import sys
-from io import StringIO
+import warnings
+from io import BytesIO, StringIO, TextIOWrapper
 
 import pytest
 import torch
@@ -77,11 +78,38 @@ def test_no_command_shows_help():
     assert "doctor" in result.output
 
 
-def test_the_entry_point_exists(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["tpt-fast", "--version"])
-    with pytest.raises(SystemExit) as end:
-        main()
-    assert end.value.code == 0
+@pytest.fixture
+def program(monkeypatch):
+    """The entry point, which writes to ``stdout``; returns the exit code."""
+
+    def program(stdout, *arguments):
+        monkeypatch.setattr(sys, "argv", ["tpt-fast", *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdout", stdout)
+        with pytest.raises(SystemExit) as end:
+            main()
+        return end.value.code
+
+    return program
+
+
+@pytest.mark.parametrize("stdout", [TextIOWrapper(BytesIO()), None], ids=["open", "closed"])
+def test_the_entry_point_exists(program, stdout):
+    assert program(stdout, "--version") == 0
+
+
+def test_an_encoding_without_every_letter(program):
+    stdout = TextIOWrapper(BytesIO(), "latin-1")
+    assert program(stdout, "tune", CAT, "lat\udce9.jpg", *FEW) == 1
+    shown = stdout.buffer.getvalue().decode("latin-1")
+    assert "\\u2192" in shown
+    assert "lat\\udce9.jpg" in shown
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["tune", "absent.jpg"], ["tune", "absent.jpg", "--json"]])
+def test_a_full_disk_under_stdout(program, capsys, arguments):
+    with open("/dev/full", "w") as stdout:
+        assert program(stdout, *arguments) == 3
+    assert capsys.readouterr().err.strip().splitlines() == ["error: [Errno 28] No space left on device"]
 
 
 # --- tune
@@ -113,12 +141,14 @@ def test_a_broken_image_has_its_row_and_the_others_go_on(tmp_path, monkeypatch):
     broken.write_bytes(CAT.read_bytes()[:5000])
     empty = tmp_path / "empty.png"
     empty.touch()
-    result = run("tune", broken, CAT, empty, tmp_path / "absent.jpg", "--json", *FEW, code=1)
-    first, second, third, fourth = rows(result)
+    unreadable = [empty, tmp_path / "absent.jpg", "long" * 100, "lat\udce9.jpg"]
+    first, second, third, fourth, fifth, last = rows(run("tune", broken, CAT, *unreadable, "--json", *FEW, code=1))
     assert "damaged or truncated" in first["error"]
     assert second["label"] in demo.CLASSNAMES
     assert "empty file" in third["error"]
     assert "No such file" in fourth["error"]
+    assert "File name too long" in fifth["error"]
+    assert last["file"] == "lat\udce9.jpg"
     table = run("tune", broken, CAT, *FEW, code=1).stdout
     assert "broken [1].jpg" in table
     assert "damaged" in table
@@ -129,8 +159,19 @@ def test_a_folder_gives_its_images_in_order(tmp_path):
     for name in ("b.png", "a.JPG", "inside/c.webp"):
         Image.new("RGB", (40, 50), "red").save(tmp_path / name, format="PNG")
     (tmp_path / "notes.txt").write_text("no image")
-    files = [row["file"] for row in rows(run("tune", tmp_path, "--json", *FEW))]
-    assert files == [str(tmp_path / name) for name in ("a.JPG", "b.png", "inside/c.webp")]
+    (tmp_path / "._a.JPG").write_text("what macOS leaves beside one")
+    (tmp_path / "folder.jpg").mkdir()
+    (tmp_path / "device.jpg").symlink_to("/dev/null")
+    (tmp_path / "dangling.jpg").symlink_to("absent")
+    files = [row["file"] for row in rows(run("tune", tmp_path, "--json", *FEW, code=1))]
+    assert files == [str(tmp_path / name) for name in ("a.JPG", "b.png", "dangling.jpg", "inside/c.webp")]
+
+
+def test_a_large_photograph_is_no_reason_to_warn(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100_000)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        run("tune", CAT, *FEW)
 
 
 def test_class_names_from_a_file(tmp_path):
@@ -151,8 +192,10 @@ def test_strict_official_repeats_itself():
     ("arguments", "message"),
     [
         ([], "Missing argument"),
+        ([""], "IMAGE: expected a file or folder, got ''"),
         ([CAT, "--classes", "cat", "--classes-file", CAT], "not both"),
-        ([CAT, "--classes", " , "], "there are no class names"),
+        ([CAT, "--classes", " , "], "--classes: there are no class names in ' , '"),
+        ([CAT, "--classes-file", "/dev/null"], "--classes-file: there are no class names in '/dev/null'"),
         ([CAT, "--classes-file", "absent.txt"], "does not exist"),
         ([CAT, "--classes-file", CAT], "not UTF-8"),
         ([CAT, "--classes", "cat " * 90], "the model takes 77"),
@@ -166,15 +209,23 @@ def test_strict_official_repeats_itself():
         ([CAT, "--model", "ViT-B-32"], "--model needs class names"),
         ([CAT, "--model", "ViT-B-23", "--classes", "a,b", "--pretrained", "openai"], "did you mean"),
         ([CAT, "--model", "ViT-B-32", "--classes", "a,b"], "needs weights"),
+        ([CAT, "--model", "ViT-B-32", "--classes", "a,b", "--pretrained", ""], "needs weights"),
+        ([CAT, "--model", "ViT-B-32", "--classes", "a,b", "--pretrained", "."], "neither a file nor a tag"),
         ([CAT, "--model", "ViT-B-32", "--classes", "a,b", "--pretrained", "openia"], "neither a file nor a tag"),
         ([CAT, CAT, "--plot", "two.png"], "use --plot-dir"),
         ([CAT, "--plot", "one.pgn"], "one.pgn ends in none of"),
-        ([CAT, "--plot", "absent/one.png"], "there is no folder absent"),
+        ([CAT, "--plot", "one.pgf"], "one.pgf ends in none of"),
+        ([CAT, "--plot", "absent/one.png"], "--plot: absent/one.png cannot be written: No such file"),
+        ([CAT, "--plot", "one.png", "--plot-dir", "new"], "--plot or --plot-dir, not both"),
         ([CAT, "--plot-dir", CAT / "pictures"], "cannot be made"),
+        ([CAT, "--plot-dir", "/proc"], "--plot-dir: /proc/cat.png cannot be written: No such file"),
+        ([CAT, "--plot-dir", "new", "--classes", "cat " * 90], "the model takes 77"),
     ],
 )
-def test_bad_usage(arguments, message):
+def test_bad_usage(arguments, message, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
     assert message in " ".join(run("tune", *arguments, code=2).stderr.replace("│", " ").split())
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_folder_without_images_is_bad_usage(tmp_path):
@@ -183,7 +234,7 @@ def test_a_folder_without_images_is_bad_usage(tmp_path):
 
 def test_plots(tmp_path):
     pytest.importorskip("matplotlib")
-    run("tune", CAT, "--plot", tmp_path / "one.png", *FEW)
+    run("tune", CAT, "--plot", tmp_path / "one.png", "--classes", r"cat for $\frac$,cat for $5", *FEW)
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     for folder in "ab":
@@ -194,6 +245,13 @@ def test_plots(tmp_path):
         assert min(picture.size) > 100
 
 
+def test_no_picture_takes_the_place_of_an_image(tmp_path):
+    Image.new("RGB", (40, 50), "red").save(tmp_path / "a.png")
+    (tmp_path / "link.png").symlink_to("a.png")
+    for arguments in (["--plot-dir", tmp_path], ["--plot", tmp_path / "link.png"]):
+        assert "is one of the images" in run("tune", tmp_path / "a.png", *arguments, code=2).stderr
+
+
 def test_a_picture_that_cannot_be_written_costs_no_result(tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
 
@@ -201,10 +259,11 @@ def test_a_picture_that_cannot_be_written_costs_no_result(tmp_path, monkeypatch)
         raise OSError("no space left")
 
     monkeypatch.setattr(tpt_fast.TuneResult, "plot", full)
-    arguments = ["tune", CAT, "--plot", tmp_path / "one.png", *FEW]
+    monkeypatch.chdir(tmp_path)
+    arguments = ["tune", CAT, "--plot", "one.png", *FEW]
     (row,) = rows(run(*arguments, "--json", code=1))
     assert row["label"] in demo.CLASSNAMES
-    assert row["error"] == "the picture cannot be written: no space left"
+    assert row["error"] == "one.png cannot be written: no space left"
     table = run(*arguments, code=1).stdout
     assert row["label"] in table
     assert "no space left" in table

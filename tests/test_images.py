@@ -7,10 +7,10 @@ import sys
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
 from torchvision.io import ImageReadMode, decode_jpeg, read_file
 
-from tpt_fast.images import load_image
+from tpt_fast.images import DECODERS, load_image
 
 PIXELS = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (6, 5, 3), dtype=np.uint8))
 
@@ -178,11 +178,34 @@ def test_damaged_png(tmp_path):
         load_image(path)
 
 
+def test_decoders_may_raise_anything(tmp_path, monkeypatch):
+    path = tmp_path / "odd.dds"
+    path.write_bytes(b"DDS " + (124).to_bytes(4, "little") + bytes(120))  # NotImplementedError as it is opened
+    with pytest.raises(ValueError, match=r"image: .*odd\.dds is damaged or truncated \(Unknown pixel format"):
+        load_image(path)
+
+    def load(_image):
+        raise MemoryError
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", load)
+    path.write_bytes(jpeg())
+    with pytest.raises(ValueError, match=r"image: .*odd\.dds is damaged or truncated \(MemoryError\)"):
+        load_image(path)
+    with pytest.raises(ValueError, match=r"image: the PIL image is damaged or truncated \(MemoryError\)"):
+        load_image(Image.open(path))
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_no_regular_file(decoder):
+    with pytest.raises(ValueError, match="image: /dev/null is not a regular file"):
+        load_image("/dev/null", decoder)
+
+
 def test_picture_too_large_for_pillow(tmp_path, monkeypatch):
     path = tmp_path / "large.png"
     Image.new("RGB", (64, 64)).save(path)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(ValueError, match=r"image: .* is damaged or truncated .*decompression bomb"):
+    with pytest.raises(ValueError, match=r"image: .* is too large \(.*4096 pixels.* limit of 200 pixels\)"):
         load_image(path)
 
 

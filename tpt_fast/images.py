@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -35,8 +38,8 @@ def load_image(image: Any, decoder: str = "pillow", device: torch.device | str =
 
     Raises:
         OSError: a path that cannot be read (FileNotFoundError, PermissionError ...).
-        ValueError: an empty, truncated or otherwise undecodable file, a wrong number of channels, no pixels, or
-            floating point outside [0, 1]; another ``decoder``.
+        ValueError: a path of no regular file, an empty, truncated, too large or otherwise undecodable image, a wrong
+            number of channels, no pixels, or floating point outside [0, 1]; another ``decoder``.
         TypeError: none of the types above.
         ImportError: "torchvision" was asked for and is missing.
     """
@@ -54,28 +57,47 @@ def load_image(image: Any, decoder: str = "pillow", device: torch.device | str =
         return _from_tensor(torch.from_numpy(np.array(image, order="C")))
     if isinstance(image, Tensor):
         return _from_tensor(image.detach())
-    if hasattr(image, "convert") and hasattr(image, "size"):  # a PIL image; Pillow itself is imported for files only
-        return _from_pil(image)
+    if hasattr(image, "convert") and hasattr(image, "size"):  # a PIL image; Pillow itself is not imported for others
+        return _from_pil(image, "the PIL image")
     raise TypeError(f"image: expected a path, a PIL image, an array or a tensor, got {type(image).__name__}")
 
 
 def _from_file(path: Path) -> Tensor:
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     try:
-        with open(path, "rb") as file:
+        with _open(path) as file:
             if not file.read(1):
                 raise ValueError(f"image: {path} is an empty file")
             file.seek(0)
-            try:
-                with Image.open(file) as opened:
-                    return _from_pil(opened)
-            except UnidentifiedImageError:
-                raise ValueError(f"image: {path} is not an image that Pillow can read") from None
-            except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-                raise ValueError(f"image: {path} is damaged or truncated ({error})") from error
+            with _decoding(path):
+                opened = Image.open(file)
+            with opened:
+                return _from_pil(opened, path)
     except OSError as error:
         raise OSError(error.errno, f"image: cannot read {path}: {error.strerror}") from error
+
+
+def _open(path: Path) -> BinaryIO:
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # opening a FIFO waits for a writer; a folder says what it is
+        raise ValueError(f"image: {path} is not a regular file")
+    return open(path, "rb")
+
+
+@contextmanager
+def _decoding(name: str | Path) -> Iterator[None]:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        yield
+    except UnidentifiedImageError:
+        raise ValueError(f"image: {name} is not an image that Pillow can read") from None
+    except Image.DecompressionBombError as error:
+        size = str(error).partition(",")[0]  # what follows suspects an attack
+        raise ValueError(f"image: {name} is too large ({size})") from error
+    except Exception as error:  # the decoders raise anything, MemoryError too, which says nothing
+        raise ValueError(f"image: {name} is damaged or truncated ({str(error) or type(error).__name__})") from error
 
 
 def _by_torchvision(path: Path, device: torch.device | str) -> Tensor | None:
@@ -85,7 +107,8 @@ def _by_torchvision(path: Path, device: torch.device | str) -> Tensor | None:
     except ImportError as error:
         raise ImportError(f"decoder: 'torchvision' needs torchvision.io.decode_jpeg ({error})") from error
     try:
-        content = path.read_bytes()
+        with _open(path) as file:
+            content = file.read()
         if not content.startswith(_JPEG):
             return None
         pixels = decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8), ImageReadMode.RGB, device)
@@ -94,10 +117,11 @@ def _by_torchvision(path: Path, device: torch.device | str) -> Tensor | None:
         return None
 
 
-def _from_pil(image: Any) -> Tensor:
+def _from_pil(image: Any, name: str | Path) -> Tensor:
     if 0 in image.size:
         raise ValueError(f"image: expected at least one pixel, got {image.size[1]} x {image.size[0]} (height x width)")
-    return torch.from_numpy(np.array(image.convert("RGB")))
+    with _decoding(name):
+        return torch.from_numpy(np.array(image.convert("RGB")))
 
 
 def _from_tensor(image: Tensor) -> Tensor:

@@ -49,9 +49,10 @@ def plot(result: TuneResult, path: str | os.PathLike | None = None, classes: int
     places = range(len(shown))
     axes.bar([p - 0.2 for p in places], before[shown].tolist(), 0.4, label="before tuning", color="#9db4c8")
     axes.bar([p + 0.2 for p in places], after[shown].tolist(), 0.4, label="after tuning", color="#1f5f8b")
-    axes.set_xticks(places, [result.classnames[i] for i in shown])
+    axes.set_xticks(places, [result.classnames[i] for i in shown], parse_math=False)
     axes.set(ylim=(0, 1), ylabel="probability")
-    axes.set_title(f"{result.label}   (loss {result.loss:.3f} to {result.loss_after:.3f})", fontsize=10)
+    title = f"{result.label}   (loss {result.loss:.3f} to {result.loss_after:.3f})"
+    axes.set_title(title, fontsize=10, parse_math=False)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     if path is not None:

@@ -132,7 +132,7 @@ def write(path: Path, rows: Iterable[Row]) -> None:
         return tuple(row.get(name) for name in KEY)
 
     new = {key(row): row for row in rows}
-    kept = [row for row in read(path) if key(row) not in new]
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_aside(path) as aside:
+        kept = [row for row in read(path) if key(row) not in new]
         aside.write_text("".join(json.dumps(row) + "\n" for row in [*kept, *new.values()]), "utf-8")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import suppress
 from typing import Annotated
 
 import typer
 
-from . import bench, demo, doctor, tune
+from . import _shared, bench, demo, doctor, tune
 
 app = typer.Typer(
     name="tpt-fast",
@@ -38,4 +40,12 @@ def _root(
 
 def main() -> None:
     """Run the command line. Exit codes: 0 fine, 1 some image failed, 2 bad usage, 3 a problem of the environment."""
-    app()
+    if sys.stdout is not None:  # file names need not be text, nor an encoding have every letter
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        app()
+    except OSError as error:  # a full disk under stdout
+        with suppress(OSError, AttributeError):
+            sys.stdout.close()  # or Python tries to write the rest once more
+        _shared.complain(str(error))
+        sys.exit(_shared.ENVIRONMENT)

@@ -62,7 +62,6 @@ def measure(options: Options, place: torch.device, as_json: bool, file: Path | N
     """
     import torch
 
-    from ..bench import rows as kept
     from ..bench.agreement import Disagreement
     from ..bench.case import MODES, STARTS
     from ..bench.measure import many_images, one_image
@@ -94,7 +93,7 @@ def measure(options: Options, place: torch.device, as_json: bool, file: Path | N
                         _shared.stop(f"{case.title(part)}: {error}".partition("\n")[0])
                     rows += new
                     if file is not None:
-                        kept.write(file, new)
+                        _keep(new, file)
                     for row in new if as_json else ():
                         _shared.json_line(row)
                     bar.advance(task)
@@ -103,8 +102,6 @@ def measure(options: Options, place: torch.device, as_json: bool, file: Path | N
         where = f", which are in {file}" if file is not None else ""
         _shared.remark(f"interrupted after {len(rows)} rows{where}")
         raise
-    except OSError as error:  # a full disk
-        _shared.stop(f"{file} cannot be written: {error.strerror}")
     finally:
         if rows and not as_json:
             _shared.out.print(_table(rows))
@@ -140,13 +137,22 @@ def _can_be_published(case: Case) -> bool:
     return reason is None
 
 
+def _keep(rows: list[Row], file: Path) -> None:
+    from ..bench.rows import write
+
+    try:
+        write(file, rows)
+    except OSError as error:  # a full disk
+        _shared.stop(f"{file} cannot be written: {error.strerror}")
+
+
 def _draw(rows: list[Row], plot: Path) -> None:
     from ..bench.picture import draw
 
     try:
         draw(rows, plot)
     except OSError as error:
-        _shared.stop(f"the picture cannot be written: {error}")
+        _shared.stop(f"{plot} cannot be written: {error.strerror or error}")
 
 
 def _table(rows: list[Row]) -> Table:

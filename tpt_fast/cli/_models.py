@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import typer
@@ -94,11 +94,11 @@ def _check_weights(name: str, pretrained: str | None) -> None:
 
     tags = open_clip.list_pretrained_tags_by_model(name)
     known = ", ".join(tags) or "none"
-    if pretrained is None:
+    if not pretrained:
         raise typer.BadParameter(
             f"{name} needs weights: a file, or a tag of it (there are: {known})", param_hint="--pretrained"
         )
-    if pretrained not in tags and not Path(pretrained).exists():
+    if pretrained not in tags and not os.path.isfile(pretrained):
         raise typer.BadParameter(
             f"{pretrained!r} is neither a file nor a tag of {name} (there are: {known})", param_hint="--pretrained"
         )

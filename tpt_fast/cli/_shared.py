@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from .._aside import check_writable
 from .._toolkit import BuildError
 
 if TYPE_CHECKING:
@@ -69,16 +70,18 @@ def check_picture(path: Path, option: str) -> None:
 
     Raises:
         ImportError: matplotlib is missing.
-        typer.BadParameter: an ending that it does not know, or no such folder.
+        typer.BadParameter: an ending that it does not know, or a file that cannot be written.
     """
     import matplotlib  # noqa: F401 (the whole, before a part of it that may have been imported already)
     from matplotlib.backend_bases import FigureCanvasBase
 
-    endings = FigureCanvasBase.get_supported_filetypes()
+    endings = FigureCanvasBase.get_supported_filetypes().keys() - {"pgf"}  # which needs LaTeX
     if path.suffix[1:].lower() not in endings:
         raise typer.BadParameter(f"{path} ends in none of {', '.join(sorted(endings))}", param_hint=option)
-    if not path.absolute().parent.is_dir():
-        raise typer.BadParameter(f"there is no folder {path.parent}", param_hint=option)
+    try:
+        check_writable(path)
+    except OSError as error:
+        raise typer.BadParameter(f"{path} cannot be written: {error.strerror}", param_hint=option) from error
 
 
 def progress_bar() -> Progress:
@@ -115,7 +118,7 @@ def compiling() -> Iterator[Any]:
 
 
 def json_line(record: dict[str, Any]) -> None:
-    typer.echo(json.dumps(_finite(record), ensure_ascii=False, allow_nan=False))
+    typer.echo(json.dumps(_finite(record), allow_nan=False))
 
 
 def _finite(value: Any) -> Any:
@@ -145,6 +148,9 @@ def run(
     Returns:
         How many files failed; the reason stands in the row of each.
     """
+    from PIL.Image import DecompressionBombWarning
+
+    warnings.simplefilter("ignore", DecompressionBombWarning)  # large photographs are welcome
     files, pictures, rows = list(files), pictures or {}, []
     try:
         with progress_bar() as bar, closing(tuner.map(files, keep_views=bool(pictures))) as results:
@@ -155,7 +161,7 @@ def run(
                     try:
                         result.plot(pictures[file])
                     except OSError as error:
-                        row["error"] = f"the picture cannot be written: {error}"
+                        row["error"] = f"{pictures[file]} cannot be written: {error.strerror or error}"
                 rows.append(row)
                 if as_json:
                     json_line(row)

@@ -43,5 +43,5 @@ def demo(
             with _shared.err.status("drawing"):
                 tuner(files[0], keep_views=True).plot(picture)
         except OSError as error:
-            _shared.stop(f"the picture cannot be written: {error}")
+            _shared.stop(f"{picture} cannot be written: {error.strerror or error}")
         _shared.remark(f"the views of {files[0].name}, and what tuning did to its classes: {picture}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +15,7 @@ _MODEL, _TUNING, _OUTPUT = "Model", "Tuning (defaults: the paper's)", "Output"
 
 
 def tune(
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Image files, or folders of them.")],
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE", help="Image files, or folders of them.")],
     classes: Annotated[
         str | None,
         typer.Option(metavar="A,B,C", help="Class names. Default: the demo model's ten."),
@@ -94,14 +95,15 @@ def tune(
         options |= {"decoder": decoder}
         with _shared.usage():
             config = TuneConfig(strict_official=strict_official, **options)
-        if plot_dir is not None:
-            _make_folder(plot_dir)
-        if pictures:  # those of a folder are alike
-            _shared.check_picture(next(iter(pictures.values())), "--plot")
+        if plot is not None:
+            _shared.check_picture(plot, "--plot")
         loaded = _models.load_model(model, pretrained, device)
         _shared.kernels()
         with _shared.usage(), _shared.err.status("encoding the class names"):
             tuner = Tuner(loaded.model, names or loaded.classnames, config, tokenizer=loaded.tokenizer)
+        if plot_dir is not None:  # bad usage, which ends above, leaves no folder behind
+            _make_folder(plot_dir)
+            _shared.check_picture(next(iter(pictures.values())), "--plot-dir")
         if strict_official:
             torch.manual_seed(seed)  # the published code draws from the global generator
         failed = _shared.run(tuner, files, as_json=as_json, top=top, pictures=pictures)
@@ -121,36 +123,55 @@ def _class_names(classes: str | None, classes_file: Path | None) -> list[str] | 
         raise typer.BadParameter(f"{classes_file} is not UTF-8 text: {error}", param_hint="--classes-file") from error
     names = [part.strip() for part in parts if part.strip()]
     if not names:
-        raise typer.BadParameter("there are no class names", param_hint="--classes")
+        given, option = (classes, "--classes") if classes_file is None else (classes_file, "--classes-file")
+        raise typer.BadParameter(f"there are no class names in '{given}'", param_hint=option)
     return names
 
 
-def _files(images: list[Path]) -> list[Path]:
+def _files(images: list[str]) -> list[Path]:
+    if "" in images:  # an unset shell variable; Path would make it the current folder
+        raise typer.BadParameter("expected a file or folder, got ''", param_hint="IMAGE")
     files: list[Path] = []
-    for path in images:
-        inside = [path]
-        if path.is_dir():
-            inside = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in SUFFIXES]
+    for path in map(Path, images):
+        inside = [file for file in sorted(path.rglob("*")) if _is_image(file)] if os.path.isdir(path) else [path]
         if not inside:
             raise typer.BadParameter(f"{path} holds no images ({' '.join(sorted(SUFFIXES))})", param_hint="IMAGE")
         files += inside
     return files
 
 
+def _is_image(file: Path) -> bool:
+    """By its name; a dangling link is one too, as its row says what is wrong."""
+    named = file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
+    return named and (os.path.isfile(file) or not os.path.exists(file))
+
+
 def _pictures(files: list[Path], plot: Path | None, plot_dir: Path | None) -> dict[Path, Path]:
+    if plot is not None and plot_dir is not None:
+        raise typer.BadParameter("give --plot or --plot-dir, not both", param_hint="--plot")
     if plot is not None and len(files) > 1:
         raise typer.BadParameter(f"one picture for {len(files)} images; use --plot-dir", param_hint="--plot")
     if plot is not None:
-        return {files[0]: plot}
-    if plot_dir is None:
+        option, pictures = "--plot", {files[0]: plot}
+    elif plot_dir is not None:
+        option, pictures = "--plot-dir", _in_folder(plot_dir, files)
+    else:
         return {}
+    images = set(map(os.path.realpath, files))
+    for picture in pictures.values():
+        if os.path.realpath(picture) in images:
+            raise typer.BadParameter(f"{picture} is one of the images", param_hint=option)
+    return pictures
+
+
+def _in_folder(folder: Path, files: list[Path]) -> dict[Path, Path]:
     pictures: dict[Path, Path] = {}
     taken: set[Path] = set()
     for file in files:
-        target, number = plot_dir / f"{file.stem}.png", 1
+        target, number = folder / f"{file.stem}.png", 1
         while target in taken:  # images of one name from several folders
             number += 1
-            target = plot_dir / f"{file.stem}-{number}.png"
+            target = folder / f"{file.stem}-{number}.png"
         taken.add(target)
         pictures[file] = target
     return pictures
