@@ -51,7 +51,7 @@ TPT_FAST_HOST_DEVICE AdamwScalars<T> adamw_scalars(const AdamwStepParams<T>& p, 
 // One element; `m` and `v` are updated.
 template <class T>
 TPT_FAST_HOST_DEVICE T adamw_element(const AdamwScalars<T>& s, T context, T grad, T& m, T& v) {
-  m += s.weight1 * (grad - m);
+  m = s.weight1 < T(0.5) ? m + s.weight1 * (grad - m) : grad - (grad - m) * (T(1) - s.weight1);  // torch's lerp
   v = s.beta2 * v + s.weight2 * grad * grad;
   return context * s.decay - s.step_size * (m / (std::sqrt(v) / s.root2 + s.eps));
 }

@@ -45,6 +45,15 @@ def test_equals_torch_over_several_steps(dtype, batch, settings):
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
+def test_nothing_is_left_of_the_past_without_betas(dtype):
+    settings = {"lr": 1.0, "betas": (0.0, 0.0), "weight_decay": 0.0}
+    context, large, small = (torch.full((1, 2, 3), value, dtype=dtype) for value in (0.0, 1e5, 1e-3))
+    last = steps(context, [large, small], **settings)[-1]
+    assert torch.equal(last.exp_avg, small)
+    torch.testing.assert_close(last.context, torch.full_like(context, -2.0), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("fresh", [True, False])
 @pytest.mark.parametrize("skip", [True, False])
 def test_equals_the_reference(dtype, fresh, skip):

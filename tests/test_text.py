@@ -184,8 +184,9 @@ def test_precision_converts_once_and_leaves_the_model(precision):
         TextEncoder(model, NAMES, precision="int8")
 
 
-def test_tiny_gradients_survive_half_precision():
-    encoder = TextEncoder(make(), NAMES, precision="fp16")
+@pytest.mark.parametrize("engine", ["packed", "module"])
+def test_tiny_gradients_survive_half_precision(engine):
+    encoder = TextEncoder(make(), NAMES, precision="fp16", engine=engine)
     features, tape = encoder.initial()
     grad = torch.randn(features.shape)
     one, small = encoder.backward(tape, grad), encoder.backward(tape, grad * 2.0**-20)

@@ -275,6 +275,23 @@ def test_results_are_told_apart_by_identity(tuner, image):
     assert len({first, second}) == 2
 
 
+@pytest.mark.parametrize("engine", ["packed", "module"])
+def test_an_answer_that_is_not_finite_is_the_zero_shot_one(model, image, engine):
+    result = tune(model, image, NAMES, **FEW, lr=1e38, engine=engine)
+    assert result.status == "skipped"
+    assert torch.equal(result.logits, result.zero_shot_logits)
+    assert torch.equal(result.ctx, result.ctx_init)
+
+
+@pytest.mark.parametrize("engine", ["packed", "module"])
+def test_half_precision_takes_the_step_of_confident_predictions(image, engine):
+    model = small_model().eval()
+    model.logit_scale.data.fill_(7.0)
+    exact, half = (Tuner(model, NAMES, TuneConfig(**FEW, engine=engine, precision=p))(image) for p in ("fp32", "fp16"))
+    assert exact.grad.abs().max() < 6e-8  # the least that float16 can tell from zero
+    torch.testing.assert_close(half.grad, exact.grad, rtol=0.1, atol=0.2 * float(exact.grad.abs().max()))
+
+
 @pytest.mark.parametrize(
     "options", [{}, {"engine": "module"}, {"objective": lambda logits: logits.logsumexp(-1).sum()}]
 )

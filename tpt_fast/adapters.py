@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ._modes import ON_THE_CPU
 from .matrix import Matrix
+from .ops._types import accumulation_dtype
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -72,11 +73,6 @@ class TextWeights:
     norm: Norm
     projection: Linear | None
     dtype: torch.dtype  # storage type of the matrices and of the rows that flow through them
-
-
-def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """float64 for float64, float32 for everything narrower."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def resolve_precision(precision: str | None, model: nn.Module) -> torch.dtype:

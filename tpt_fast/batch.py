@@ -93,7 +93,8 @@ def tune_features(
 ) -> Tuned:
     """Tune for B images.
 
-    An image whose loss or gradient is not finite in any step gets the zero-shot answer; the others do not notice.
+    An image whose loss or gradient is not finite in any step, or whose answer is not, gets the zero-shot answer; the
+    others do not notice.
 
     Args:
         images: [B, N, D] features of all views times the logit scale.
@@ -128,7 +129,9 @@ def tune_features(
             features, tape = text.forward(ctx, keep=step < config.steps)
         now = evaluate(features, first.selected)
 
-    tuned = moments[-1] == config.steps if moments else torch.ones_like(now.loss, dtype=torch.bool)
+    tuned = torch.ones_like(now.loss, dtype=torch.bool)
+    if moments:
+        tuned = (moments[-1] == config.steps) & now.logits.isfinite().all(-1)
     return Tuned(
         logits=_where(tuned, now.logits, first.logits),
         zero_shot_logits=first.logits,

@@ -34,7 +34,7 @@ class TuneResult:
     loss: float  #: marginal entropy of the kept views before the first step; an own objective's value, if there is one
     loss_after: float  #: the same with the tuned context
     grad: Tensor  #: [n_ctx, width] gradient of the last step
-    status: str  #: "tuned"; "skipped", the zero-shot answer, if the loss or the gradient was not finite; or "failed"
+    status: str  #: "tuned"; "skipped", the zero-shot answer, if loss, gradient or answer was not finite; or "failed"
     #: seconds of each stage; a GPU works on behind them, until "predict"
     timings: dict[str, float] = field(default_factory=dict)
     engines: dict[str, str] = field(default_factory=dict)  #: what ran: ops, text tower, image tower, loop, device, ...
@@ -64,12 +64,12 @@ class TuneResult:
 
     @property
     def index(self) -> int:
-        """Index of the most probable class; of equal ones the first."""
+        """Index of the most probable class, of equal ones the first; ValueError as for :meth:`topk`."""
         return self.topk(1)[0].index
 
     @property
     def label(self) -> str:
-        """Name of the most probable class."""
+        """Name of the most probable class; ValueError as for :meth:`topk`."""
         return self.classnames[self.index]
 
     def topk(self, k: int = 5) -> list[Prediction]:

@@ -90,7 +90,11 @@ class Tuner:
 
     @plain_modes
     def set_classnames(self, classnames: Sequence[str]) -> None:
-        """Tune for another list of classes from now on; calls under way finish with the old one."""
+        """Tune for another list of classes from now on; calls under way finish with the old one.
+
+        Raises:
+            TypeError, ValueError: names or a context that do not fit; the old list stays.
+        """
         config, names = self.config, check_classnames(classnames)
         width = token_embedding(text_root(self._model)).weight.shape[1]
         ctx = None if config.ctx is None else load_ctx(config.ctx, width)
@@ -391,6 +395,10 @@ def tune(
             same code: define it outside of the loop.
         image, keep_views: see :meth:`Tuner.__call__`.
         options: the fields of :class:`TuneConfig`.
+
+    Raises:
+        TypeError, ValueError: an argument of another type or out of range, or an image that is none.
+        OSError: an image file that cannot be read.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected an open_clip CLIP or CustomTextCLIP, got {type(model).__name__}")

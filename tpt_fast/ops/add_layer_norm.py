@@ -10,6 +10,7 @@ from torch import Tensor
 from .. import _jit
 from ..reference import add_layer_norm as reference
 from ._library import define
+from ._types import accumulation_dtype
 
 define(
     "add_layer_norm(Tensor x, Tensor? delta, Tensor? delta_bias, Tensor weight, Tensor bias, float eps)"
@@ -32,13 +33,9 @@ class AddLayerNorm(NamedTuple):
     rstd: Tensor  #: [...] 1 / sqrt(variance + eps) of each row
 
 
-def _accumulate(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
 @torch.library.register_fake("tpt_fast::add_layer_norm")
 def _fake(x, delta, delta_bias, weight, bias, eps):
-    statistics = x.new_empty(x.shape[:-1], dtype=_accumulate(x.dtype))
+    statistics = x.new_empty(x.shape[:-1], dtype=accumulation_dtype(x.dtype))
     total = x.new_empty(0 if delta is None else x.shape)
     return total, x.new_empty(x.shape), statistics, torch.empty_like(statistics)
 
@@ -139,7 +136,7 @@ def add_layer_norm_backward(
 
 
 def _check(t: Tensor, name: str, x: Tensor, rows: bool = False) -> None:
-    shape, dtype = (x.shape, x.dtype) if rows else (x.shape[-1:], _accumulate(x.dtype))
+    shape, dtype = (x.shape, x.dtype) if rows else (x.shape[-1:], accumulation_dtype(x.dtype))
     if t.dtype != dtype or not dtype.is_floating_point:
         raise TypeError(f"{name}: expected {dtype if dtype.is_floating_point else 'floating point'}, got {t.dtype}")
     if t.shape != shape or not shape:

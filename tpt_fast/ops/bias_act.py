@@ -8,13 +8,13 @@ from torch import Tensor
 from .. import _jit
 from ..reference import bias_act as reference
 from ._library import define
+from ._types import FLOATING, accumulation_dtype
 
 define("bias_act(Tensor x, Tensor? bias, bool quick) -> Tensor", reference.bias_act)
 define("bias_act_(Tensor(a!) x, Tensor? bias, bool quick) -> ()", reference.bias_act_)
 define("bias_act_backward(Tensor grad, Tensor x, Tensor? bias, bool quick) -> Tensor", reference.bias_act_backward)
 
 ACTIVATIONS = ("gelu", "quick_gelu")
-_FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 @torch.library.register_fake("tpt_fast::bias_act")
@@ -71,6 +71,9 @@ def bias_act_(x: Tensor, bias: Tensor | None = None, activation: str = "gelu") -
     """:func:`bias_act` in the place of ``x``, which has to be contiguous, and is returned; not differentiable.
 
     No second tensor is allocated. Called by itself, again and again, it takes as long as :func:`bias_act`.
+
+    Raises:
+        ValueError, TypeError: as there, or an ``x`` that is not contiguous.
     """
     quick = _check(x, bias, activation)
     if not x.is_contiguous():
@@ -90,9 +93,11 @@ def bias_act_backward(grad: Tensor, x: Tensor, bias: Tensor | None = None, activ
 def _check(x: Tensor, bias: Tensor | None, activation: str) -> bool:
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation: expected one of {', '.join(ACTIVATIONS)}, got {activation!r}")
-    if x.dtype not in _FLOATING:
+    if x.dtype not in FLOATING:
         raise TypeError(f"x: expected a floating point tensor, got {x.dtype}")
-    accumulate = torch.float64 if x.dtype == torch.float64 else torch.float32
+    accumulate = accumulation_dtype(x.dtype)
+    if not x.ndim:
+        raise ValueError("x: expected [..., width], got []")
     if bias is not None and bias.dtype != accumulate:
         raise TypeError(f"bias: expected {accumulate} with x in {x.dtype}, got {bias.dtype}")
     if bias is not None and bias.shape != x.shape[-1:]:

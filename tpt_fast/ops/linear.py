@@ -40,6 +40,7 @@ def linear(
         x: [..., depth] float32 on the CPU.
         panels: what :func:`panels` makes of W [width, depth].
         bias: [width] or None.
+        width: rows of W.
         activation: "gelu" or "quick_gelu" (see :func:`~tpt_fast.ops.bias_act.bias_act`), or None.
 
     Returns:

@@ -8,6 +8,7 @@ from torch import Tensor
 from .. import _jit
 from ..reference import prefix_attention as reference
 from ._library import define
+from ._types import FLOATING
 
 define(
     "prefix_attention(Tensor q, Tensor kv, Tensor offsets, int prefix, int heads) -> Tensor", reference.prefix_attention
@@ -18,8 +19,7 @@ define(
     reference.prefix_attention_backward,
 )
 
-MAX_KEYS = 1024  #: the most keys a query may have: prefix and longest suffix together
-_FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+_MAX_KEYS = 1024  # of a query: prefix and suffix together
 
 
 @torch.library.register_fake("tpt_fast::prefix_attention")
@@ -67,7 +67,9 @@ def prefix_attention(q: Tensor, kv: Tensor, offsets: Tensor, prefix: int, heads:
         [B, R, W], or [B, C, W], in the type of ``kv``.
 
     Raises:
-        ValueError, TypeError: shapes or types that do not fit, or over 1024 keys for a query.
+        ValueError, TypeError: shapes or types that do not fit, or a prefix of over 1024 rows.
+        RuntimeError: by the compiled kernel on the CPU, which alone looks at them: other offsets, or over 1024 keys for
+            a query.
     """
     _check(q, kv, offsets, prefix, heads)
     _jit.ensure()
@@ -91,7 +93,7 @@ def prefix_attention_backward(
 
 
 def _check(q: Tensor, kv: Tensor, offsets: Tensor, prefix: int, heads: int) -> None:
-    if kv.dtype not in _FLOATING or q.dtype != kv.dtype:
+    if kv.dtype not in FLOATING or q.dtype != kv.dtype:
         raise TypeError(f"q, kv: expected one floating point type, got {q.dtype} and {kv.dtype}")
     if kv.ndim != 3 or q.ndim != 3 or kv.shape[2] != 2 * q.shape[2] or kv.shape[0] != q.shape[0]:
         raise ValueError(f"q, kv: expected [B, R or C, W] and [B, R, 2W], got {list(q.shape)} and {list(kv.shape)}")
@@ -100,7 +102,8 @@ def _check(q: Tensor, kv: Tensor, offsets: Tensor, prefix: int, heads: int) -> N
     if q.shape[1] not in (kv.shape[1], len(offsets) - 1):
         expected = f"{kv.shape[1]} rows, or {len(offsets) - 1} (one a class)"
         raise ValueError(f"q: expected {expected}, got {list(q.shape)}")
-    if not 0 <= prefix <= kv.shape[1]:
-        raise ValueError(f"prefix: expected 0 to {kv.shape[1]} (the rows), got {prefix}")
+    most = min(kv.shape[1], _MAX_KEYS)
+    if not 0 <= prefix <= most:
+        raise ValueError(f"prefix: expected 0 to {most} (of {kv.shape[1]} rows), got {prefix}")
     if heads < 1 or q.shape[2] % heads:
         raise ValueError(f"heads: expected a divisor of the width {q.shape[2]}, got {heads}")

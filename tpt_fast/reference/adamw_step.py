@@ -19,7 +19,7 @@ def adamw_step(
     weight_decay: float = 0.01,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Context, first and second moment after step number ``step`` (1 is the first); all tensors of one shape."""
-    exp_avg = exp_avg + (grad - exp_avg) * (1 - beta1)
+    exp_avg = exp_avg.lerp(grad, 1 - beta1)
     exp_avg_sq = exp_avg_sq * beta2 + grad * grad * (1 - beta2)
     scale = lr / (1 - beta1**step)
     denominator = exp_avg_sq.sqrt() / (1 - beta2**step) ** 0.5 + eps

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from .._modes import ON_THE_CPU, plain_modes
-from ..adapters import Unsupported, accumulation_dtype, resolve_precision, text_root, token_embedding
+from ..adapters import Unsupported, resolve_precision, text_root, token_embedding
 from ..config import ACTIVATIONS, ENGINES, check_choice
+from ..ops._types import accumulation_dtype
 from ..prompts import Tokenizer, build_prompts, check_classnames, context_length, default_tokenizer, load_ctx
 from .engine import Engine, Tape
 from .module import ModuleEngine
@@ -119,6 +120,9 @@ class TextEncoder:
         """Normalised features [C, D] of ``ctx`` [n_ctx, W], or [B, C, D] of [B, n_ctx, W], differentiable once.
 
         A class-specific encoder takes [C, n_ctx, W] or [B, C, n_ctx, W]. Features are float32 (float64 for float64).
+
+        Raises:
+            TypeError, ValueError: a context of another type or shape.
         """
         self._check_ctx(ctx)
         return _Encode.apply(ctx.to(self.device, self.dtype), self)

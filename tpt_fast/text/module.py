@@ -9,8 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..adapters import accumulation_dtype, causal_reason, read_lengths, replica, text_root, token_embedding
+from ..adapters import causal_reason, read_lengths, replica, text_root, token_embedding
+from ..ops._types import accumulation_dtype
 from ..prompts import Prompts
+from .half import into_range
 from .memory import free_bytes
 
 
@@ -28,7 +30,7 @@ class ModuleEngine:
     def __init__(self, model: nn.Module, prompts: Prompts, dtype: torch.dtype, keep: bool) -> None:
         root = text_root(model)
         table = token_embedding(root).weight
-        self._accumulate = accumulation_dtype(dtype)
+        self._dtype, self._accumulate = dtype, accumulation_dtype(dtype)
         lengths = read_lengths(root, prompts.ids)
         self._length = prompts.ids.shape[1]
         if lengths is not None:
@@ -57,12 +59,13 @@ class ModuleEngine:
 
     def backward(self, tape: _Tape, grad: Tensor) -> Tensor:
         total = torch.zeros_like(tape.ctx)
+        scale = into_range(grad, self._dtype)
         for features, begin in zip(tape.features, range(0, self._classes, self._chunk), strict=True):
             with torch.enable_grad():
                 features = self._features(tape.ctx, begin) if features is None else features
-            part = grad[begin : begin + self._chunk].to(features.dtype)
+            part = grad[begin : begin + self._chunk].to(features.dtype) * scale
             total += torch.autograd.grad(features, tape.ctx, part, retain_graph=True)[0]
-        return total
+        return total / scale
 
     def describe(self) -> dict:
         tokens = self._classes * self._length

@@ -13,11 +13,13 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from ..adapters import Norm, Unsupported, accumulation_dtype, read_lengths, read_text_tower, text_root
+from ..adapters import Norm, Unsupported, read_lengths, read_text_tower, text_root
+from ..ops._types import accumulation_dtype
 from ..ops.add_layer_norm import add_layer_norm, add_layer_norm_backward
 from ..ops.bias_act import bias_act, bias_act_backward
 from ..ops.prefix_attention import prefix_attention, prefix_attention_backward
 from ..prompts import Prompts
+from .half import into_range
 from .layout import Layout, pack
 from .memory import plan
 
@@ -181,7 +183,8 @@ class PackedEngine:
         layout, tower = chunk.layout, self._tower
         grad = grad.to(tape.features.dtype)
         grad = (grad - tape.features * (tape.features * grad).sum(-1, keepdim=True)) / tape.length
-        grad, scale = _half_range(grad, tower.dtype)
+        scale = into_range(grad, tower.dtype)
+        grad = (grad * scale).to(tower.dtype)
         if tower.projection is not None:
             grad = tower.projection.matrix.back(grad)
         grad = _normalise_backward(grad, None, tape.final, tower.norm)
@@ -240,15 +243,3 @@ def _normalise(rows: Tensor, branch: Tensor | None, norm: Norm, branch_bias: Ten
 
 def _normalise_backward(grad: Tensor, through: Tensor | None, saved: _Norm, norm: Norm) -> Tensor:
     return add_layer_norm_backward(grad, through, saved.rows, saved.mean, saved.rstd, norm.weight)
-
-
-def _half_range(grad: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | float]:
-    """``grad`` in ``dtype``, and the power of two it was multiplied by: the largest value of a half gradient is near 1.
-
-    The backward pass is linear, so nothing but the small numbers' rounding depends on it.
-    """
-    if dtype not in (torch.float16, torch.bfloat16):
-        return grad, 1.0
-    largest = grad.abs().amax()
-    scale = torch.where(largest > 0, torch.exp2(-largest.log2().ceil()), 1.0).nan_to_num(1.0, 1.0, 1.0)
-    return (grad * scale).to(dtype), scale

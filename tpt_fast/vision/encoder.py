@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..adapters import Unsupported, accumulation_dtype, expect_known_code, is_known
+from ..adapters import Unsupported, expect_known_code, is_known
+from ..ops._types import accumulation_dtype
 from .module import EncodeImage, ModuleTower
 from .preprocessing import preprocessing
 from .resnet import ResNetTower
