@@ -63,7 +63,14 @@ op_tests=()
 for source in csrc/*.cu; do op_tests+=("tests/test_$(basename "$source" .cu).py"); done
 ops_on_cuda=("${pytest[@]}" -p on_cuda.plugin "${op_tests[@]}")
 
-stage "the machine and the build" 200 "$python" -m tpt_fast doctor
+stage "the machine and the build" 200 "$python" - <<'PYTHON'
+import json
+from tpt_fast.doctor import examine
+
+report = examine()
+print(json.dumps(vars(report), indent=1))
+raise SystemExit(not report.works)
+PYTHON
 stage "the ops' tests on CUDA" 120 "${ops_on_cuda[@]}"
 stage "repeats, graph replays, streams" 60 "${pytest[@]}" tests/test_devices.py
 if $open_clip; then

@@ -1,7 +1,7 @@
 // What every kernel uses: launching, reductions of a warp and of a block, vector loads, shared memory.
 //
 // The .cu files are compiled by nvcc, and by a host compiler against the stand-in for CUDA in tests/cuda_on_cpu. The
-// two differ here and nowhere else.
+// two differ here, in tiles.cuh, and where __CUDA_ARCH__ picks an instruction.
 #pragma once
 
 #include <cuda_runtime.h>

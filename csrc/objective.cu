@@ -2,7 +2,7 @@
 // image's counter selects the views and computes loss and gradient.
 //
 // At 64 x 1000 there is a quarter of a megabyte to read, so latency bounds the kernel: the last block's chain of
-// selection, mean and gradient has three block-wide synchronisations and no more. Rows are read again instead of being
+// selection, mean and gradient has four block-wide synchronisations and no more. Rows are read again instead of being
 // kept, because the second read hits the cache; exponentials are computed again instead of being stored. Clusters would
 // spare the counter, but only data-centre GPUs from 9.0 and all from 12.0 have them.
 #include "common.cuh"

@@ -20,7 +20,7 @@ constexpr int64_t kTile = 16;       // side of the byte transpose
 // Pitch of a transposed line of n bytes: an odd number of cache lines, so that lines do not share cache sets.
 int64_t column_pitch(int64_t n) { return ((n + 63) / 64 | 1) * 64; }
 
-#if defined(__GNUC__) && !defined(TPT_FAST_NO_VECTORS)
+#ifdef __GNUC__
 #define TPT_FAST_VECTORS
 using Bytes16 = uint8_t __attribute__((vector_size(16)));
 using Ints8 = int32_t __attribute__((vector_size(32)));

@@ -28,7 +28,6 @@ from tpt_fast.views import (
 )
 
 BYTES = torch.arange(256, dtype=torch.uint8).expand(3, 256).contiguous()
-FILTERS = (InterpolationMode.BILINEAR, InterpolationMode.BICUBIC)
 INSTALLED_IS_13 = pass_order() == "pillow-13"
 
 

@@ -51,7 +51,7 @@ def cache_folder() -> Path:
 
 
 def ensure(progress: Progress | None = None, *, rebuild: bool = False) -> Backend:
-    """Make the kernels available and say what runs; building takes up to half a minute, the first time only.
+    """Make the kernels available and say what runs; building takes a minute or two, the first time only.
 
     Args:
         progress: called with (files compiled, files in all) while building; by default a line on stderr says that it
@@ -76,7 +76,7 @@ ensure._dynamo_marked_constant = True
 
 def _announce(done: int, _total: int) -> None:
     if done == 0:
-        print("tpt_fast: compiling the kernels for this machine, once; up to half a minute ...", file=sys.stderr)
+        print("tpt_fast: compiling the kernels for this machine, once; a minute or two ...", file=sys.stderr)
 
 
 def _choose(progress: Progress, rebuild: bool) -> Backend:

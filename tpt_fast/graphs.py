@@ -34,7 +34,7 @@ class Captured:
 
 
 class Graphs:
-    """Runs a function of one tensor, from its third call with a shape on by replaying a graph of it.
+    """Runs a function of one tensor, from its second call with a shape on by replaying a graph of it.
 
     The first call of a shape warms libraries up, eagerly, and tells whether the function can be captured; the second
     captures. Where it cannot, or a capture fails, one :class:`CaptureWarning` says why, and the function goes on

@@ -81,7 +81,7 @@ class Matrix:
 
 
 def _shared_panels(weight: Tensor) -> Tensor:
-    """:func:`panels`, made once while anybody holds them and the weight is what it was: several Tuners of one model
+    """:func:`panels`, held once while anybody holds them and the weight is what it was: several Tuners of one model
     would hold several copies. A matrix holds its weight with its panels, so an address cannot mean another weight."""
     made, key = panels(weight), (weight.data_ptr(), weight.shape, weight.stride())
     known = _laid_out.get(key)

@@ -28,7 +28,7 @@ namespace cuda_on_cpu {
 namespace {
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Fibers. On x86-64 a switch is eight instructions; elsewhere ucontext does the same, with a system call each time.
+// Fibers. On x86-64 a switch is fifteen instructions; elsewhere ucontext does the same, with a system call each time.
 
 constexpr size_t kStackBytes = 256 << 10;
 constexpr unsigned kMaxThreads = 1024;

@@ -1,4 +1,4 @@
-"""Run the ops' own tests on their CUDA kernels: ``pytest -p cuda_on_cpu.plugin tests/test_views.py``.
+"""Run the ops' own tests on their CUDA kernels: ``PYTHONPATH=tests pytest -p cuda_on_cpu.plugin tests/test_views.py``.
 
 ``CUDA_ON_CPU_SEED`` shuffles blocks and threads; ``build.environment(sanitize=True)`` has what the sanitizers need.
 """

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
+from .._aside import written_aside
 from . import load, weights
 from .corruptions import KINDS, corrupt
 from .data import load_split
@@ -53,13 +54,6 @@ def markdown(rows: list[dict]) -> str:
             for r in rows
         ]
     )
-
-
-def write_aside(path: Path, text: str) -> None:
-    """Write and rename, so that an interruption never leaves half a file."""
-    aside = path.with_name(path.name + ".tmp")
-    aside.write_text(text)
-    os.replace(aside, path)
 
 
 def main(
@@ -101,8 +95,9 @@ def main(
         row |= dict(corrected=int((after & ~before).sum()), spoilt=int((before & ~after).sum()))
         row |= dict(torch=torch.__version__, python=platform.python_version(), machine=platform.machine())
         rows.append(row | dict(cores=os.cpu_count()))
-        write_aside(out, json.dumps(rows, indent=1) + "\n")
-        write_aside(out.with_suffix(".md"), markdown(rows) + "\n")
+        for path, text in ((out, json.dumps(rows, indent=1)), (out.with_suffix(".md"), markdown(rows))):
+            with written_aside(path) as aside:
+                aside.write_text(f"{text}\n")
     print(markdown(rows))
 
 

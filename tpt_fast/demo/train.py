@@ -8,7 +8,6 @@ are done, the text tower is trained once more, by itself (``text.py``).
 from __future__ import annotations
 
 import math
-import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -23,6 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
 from torch import Tensor, nn
 
+from .._aside import written_aside
 from . import captions, weights
 from .augment import random_views
 from .data import CLASSNAMES, Split, load_split
@@ -228,8 +228,7 @@ def main(
 def save_checkpoint(
     path: Path, model: nn.Module, optimisers: list, generator: torch.Generator, epoch: int, seconds: float
 ) -> None:
-    """Written aside and renamed, so that an interruption leaves the last epoch's state whole."""
-    aside = path.with_name(path.name + ".tmp")
+    """An interruption leaves the last epoch's state whole."""
     state = dict(
         model=model.state_dict(),
         optimisers=[optimiser.state_dict() for optimiser in optimisers],
@@ -238,8 +237,8 @@ def save_checkpoint(
         epoch=epoch,
         seconds=seconds,
     )
-    torch.save(state, aside)
-    os.replace(aside, path)
+    with written_aside(path) as aside:
+        torch.save(state, aside)
 
 
 if __name__ == "__main__":

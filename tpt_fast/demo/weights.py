@@ -7,13 +7,14 @@ initialised with, so they are drawn again at loading instead of being stored: 12
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
+
+from .._aside import written_aside
 
 if TYPE_CHECKING:
     from open_clip import CLIP
@@ -53,9 +54,8 @@ def save_weights(state: dict[str, Tensor], token_ids: Tensor, path: Path = WEIGH
     """Write trained weights; ``token_embedding.weight`` holds the rows of ``token_ids`` int64 [T] alone, in order."""
     tensors = {name: value.to(torch.float16).contiguous() for name, value in state.items()}
     tensors["token_ids"] = token_ids.to(torch.int32)
-    aside = path.with_name(path.name + ".tmp")
-    aside.write_bytes(save(tensors, metadata={"token_seed": str(TOKEN_SEED)}))
-    os.replace(aside, path)
+    with written_aside(path) as aside:
+        aside.write_bytes(save(tensors, metadata={"token_seed": str(TOKEN_SEED)}))
 
 
 def load_weights(model: Model, path: Path = WEIGHTS) -> Model:
