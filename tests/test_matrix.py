@@ -26,7 +26,7 @@ def close(got, want):
 def test_products_of_some_rows(own, bounds):
     torch.manual_seed(0)
     weight, x, bias = torch.randn(50, 20), torch.randn(3, 7, 20), torch.randn(50)
-    whole, part = Matrix(weight, backward=True), slice(*bounds)
+    whole, part = Matrix(weight).lay_out(backward=True), slice(*bounds)
     some, exact = whole.rows(*bounds), weight[part].double()
     assert some.weight.data_ptr() == weight[part].data_ptr()
     close(some.project(x), x.double() @ exact.t())
@@ -42,7 +42,7 @@ def test_products_of_some_rows(own, bounds):
 def test_without_backward_nothing_is_laid_out_for_it(own):
     weight = torch.randn(20, 30)
     grad = torch.randn(4, 20)
-    plain = Matrix(weight)
+    plain = Matrix(weight).lay_out()
     assert plain._turned is None
     close(plain.back(grad), grad.double() @ weight.double())
 
@@ -51,7 +51,7 @@ def test_without_backward_nothing_is_laid_out_for_it(own):
 def test_other_types_are_torchs(dtype, monkeypatch):
     monkeypatch.setattr(matrix, "own_product_is_faster", lambda: True)
     weight, x = torch.randn(20, 30).to(dtype), torch.randn(4, 30).to(dtype)
-    held = Matrix(weight, backward=True)
+    held = Matrix(weight).lay_out(backward=True)
     assert held._panels is held._turned is None
     assert torch.equal(held.project(x), x @ weight.t())
 
@@ -60,12 +60,12 @@ def test_copies_are_shared_and_freed(monkeypatch):
     monkeypatch.setattr(matrix, "own_product_is_faster", lambda: True)
     gc.collect()
     before, weight = len(matrix._laid_out), torch.randn(40, 24)
-    one, other = Matrix(weight, backward=True), Matrix(weight.detach(), backward=True)
+    one, other = Matrix(weight).lay_out(backward=True), Matrix(weight.detach()).lay_out(backward=True)
     assert one._panels is other._panels
     assert one._turned is other._turned
     assert len(matrix._laid_out) == before + 2
     weight.data[3, 5] += 1  # without a trace in its version
-    late = Matrix(weight)
+    late = Matrix(weight).lay_out()
     assert late._panels is not one._panels
     close(late.project(torch.eye(24)), weight.double().t())
     assert not torch.equal(one.project(torch.eye(24)), late.project(torch.eye(24)))

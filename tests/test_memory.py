@@ -7,7 +7,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from tpt_fast import TuneConfig, Tuner, matrix
 from tpt_fast.memory import measure, tensors
-from tpt_fast.text import memory
+from tpt_fast.text import TextEncoder, memory
 
 NAMES = [f"thing number {i}" for i in range(50)]
 
@@ -66,6 +66,19 @@ def test_weights_laid_out_for_our_own_product_count(model, monkeypatch):
         assert memory[part].shared > before[part].shared
         assert "our own product" in memory[part].why
         assert "our own product" not in before[part].why
+
+
+@pytest.mark.parametrize(("every", "laid_out"), [(5, True), (1, False)])
+def test_a_thousand_classes_leave_no_room_for_weights_laid_out(monkeypatch, every, laid_out):
+    """On the CPU the text tower of ViT-B/16 stays under 1.5 GB, of which working memory takes up to 0.3."""
+    monkeypatch.setattr(matrix, "own_product_is_faster", lambda: True)
+    config = open_clip.get_model_config("ViT-B-16")
+    vision = config["vision_cfg"] | {"layers": 1, "width": 64}
+    model = open_clip.model.CLIP(config["embed_dim"], vision, config["text_cfg"])
+    text = TextEncoder(model, open_clip.zero_shot_metadata.IMAGENET_CLASSNAMES[::every])
+    assert text._engine._tower.laid_out == laid_out
+    held = measure(model, {"tower": ("", text._engine._tower)}).own
+    assert text.describe()["kept_bytes"] + held < 1.2e9
 
 
 def test_a_storage_counts_once(model):

@@ -62,6 +62,11 @@ class Block:
     proj: Linear
     heads: int
 
+    def lay_out(self, *, backward: bool = False) -> None:
+        """See :meth:`Matrix.lay_out`."""
+        for linear in (self.qkv, self.out, self.fc, self.proj):
+            linear.matrix.lay_out(backward=backward)
+
 
 @dataclass(frozen=True)
 class TextWeights:
@@ -73,6 +78,17 @@ class TextWeights:
     norm: Norm
     projection: Linear | None
     dtype: torch.dtype  # storage type of the matrices and of the rows that flow through them
+
+    def lay_out(self) -> None:
+        """Hold the matrices once more as our own product reads them, and once more for gradients."""
+        for block in self.blocks:
+            block.lay_out(backward=True)
+        if self.projection is not None:
+            self.projection.matrix.lay_out(backward=True)
+
+    @property
+    def laid_out(self) -> bool:
+        return self.blocks[0].qkv.matrix.laid_out
 
 
 def resolve_precision(precision: str | None, model: nn.Module) -> torch.dtype:
@@ -183,32 +199,29 @@ def read_text_tower(model: nn.Module, dtype: torch.dtype) -> TextWeights:
         expect_known_code(root)
     table, projection = root.token_embedding, root.text_projection
     if isinstance(projection, nn.Linear):
-        linear = _read_linear(projection, dtype, backward=True)
+        linear = _read_linear(projection, dtype)
     else:
-        linear = None if projection is None else _linear(projection.t(), None, dtype, backward=True)
+        linear = None if projection is None else _linear(projection.t(), None, dtype)
     return TextWeights(
         table=table.weight.detach(),
         position=root.positional_embedding.detach(),
-        blocks=read_blocks(root.transformer, dtype, backward=True),
+        blocks=read_blocks(root.transformer, dtype),
         norm=read_norm(root.ln_final, dtype, table.weight.device),
         projection=linear,
         dtype=dtype,
     )
 
 
-def read_blocks(transformer: nn.Module, dtype: torch.dtype, *, backward: bool = False) -> tuple[Block, ...]:
+def read_blocks(transformer: nn.Module, dtype: torch.dtype) -> tuple[Block, ...]:
     """The blocks of an open_clip ``Transformer`` of either tower, in storage type ``dtype``.
-
-    Args:
-        backward: whether gradients will pass through them.
 
     Raises:
         Unsupported: a block is not the plain pre-norm block.
     """
-    return tuple(_read_block(block, dtype, backward) for block in transformer.resblocks)
+    return tuple(_read_block(block, dtype) for block in transformer.resblocks)
 
 
-def _read_block(block: nn.Module, dtype: torch.dtype, backward: bool) -> Block:
+def _read_block(block: nn.Module, dtype: torch.dtype) -> Block:
     _expect(type(block).__name__ == "ResidualAttentionBlock", f"a block is a {type(block).__name__}")
     _expect(not hasattr(block, "ln_1_kv"), "a block has cross-attention")
     attention = block.attn
@@ -220,12 +233,12 @@ def _read_block(block: nn.Module, dtype: torch.dtype, backward: bool) -> Block:
     _expect(mlp == (nn.Sequential, "c_fc", "gelu", "c_proj"), "a block's MLP has other parts than two linear layers")
     return Block(
         norm1=read_norm(block.ln_1, dtype, qkv.device),
-        qkv=_linear(qkv, bias, dtype, backward, dtype),
-        out=_read_linear(attention.out_proj, dtype, backward, block.ls_1),
+        qkv=_linear(qkv, bias, dtype, dtype),
+        out=_read_linear(attention.out_proj, dtype, block.ls_1),
         norm2=read_norm(block.ln_2, dtype, qkv.device),
-        fc=_read_linear(block.mlp.c_fc, dtype, backward),
+        fc=_read_linear(block.mlp.c_fc, dtype),
         activation=_activation(block.mlp.gelu),
-        proj=_read_linear(block.mlp.c_proj, dtype, backward, block.ls_2),
+        proj=_read_linear(block.mlp.c_proj, dtype, block.ls_2),
         heads=attention.num_heads,
     )
 
@@ -240,7 +253,7 @@ def read_norm(layer: nn.Module, dtype: torch.dtype, device: torch.device) -> Nor
     return Norm(weight.to(accumulate), bias.to(accumulate), layer.eps)
 
 
-def _read_linear(layer: nn.Module, dtype: torch.dtype, backward: bool, scale: nn.Module | None = None) -> Linear:
+def _read_linear(layer: nn.Module, dtype: torch.dtype, scale: nn.Module | None = None) -> Linear:
     """An ``nn.Linear``, with the LayerScale behind it if there is one."""
     _expect(isinstance(layer, nn.Linear), f"a projection is a {type(layer).__name__}")
     weight, bias = layer.weight.detach(), layer.bias
@@ -248,13 +261,11 @@ def _read_linear(layer: nn.Module, dtype: torch.dtype, backward: bool, scale: nn
         _expect(type(scale).__name__ == "LayerScale", f"a branch is scaled by a {type(scale).__name__}")
         gamma = scale.gamma.detach().to(accumulation_dtype(dtype))
         weight, bias = weight.to(dtype).to(gamma.dtype) * gamma[:, None], None if bias is None else bias * gamma
-    return _linear(weight, bias, dtype, backward)
+    return _linear(weight, bias, dtype)
 
 
-def _linear(
-    weight: Tensor, bias: Tensor | None, dtype: torch.dtype, backward: bool, bias_dtype: torch.dtype | None = None
-) -> Linear:
-    matrix = Matrix(weight.detach().to(dtype), backward=backward)
+def _linear(weight: Tensor, bias: Tensor | None, dtype: torch.dtype, bias_dtype: torch.dtype | None = None) -> Linear:
+    matrix = Matrix(weight.detach().to(dtype))
     return Linear(matrix, None if bias is None else bias.detach().to(bias_dtype or accumulation_dtype(dtype)))
 
 

@@ -31,24 +31,30 @@ def own_product_is_faster() -> bool:
     return amd and torch.backends.cpu.get_cpu_capability() == "AVX2" and _jit.ensure().name == "native"
 
 
-def lays_out(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether weights there and of this type are held in the layout of our own product too."""
-    return device.type == "cpu" and dtype == torch.float32 and own_product_is_faster()
+def own_product_is_faster_for(weight: Tensor) -> bool:
+    """:func:`own_product_is_faster`, if that product takes weights of this type there at all."""
+    return weight.device.type == "cpu" and weight.dtype == torch.float32 and own_product_is_faster()
 
 
 class Matrix:
-    """A frozen ``weight`` [out, in] in any storage type.
+    """A frozen ``weight`` [out, in] in any storage type."""
 
-    Where our own product is the faster one, the weight is also held in its layout, and once more transposed if
-    ``backward``; matrices of one weight share these.
-    """
-
-    def __init__(self, weight: Tensor, *, backward: bool = False) -> None:
+    def __init__(self, weight: Tensor) -> None:
         self.weight = weight
         self._panels = self._turned = None
-        if lays_out(weight.device, weight.dtype):
-            self._panels = _shared_panels(weight)
-            self._turned = _shared_panels(weight.t()) if backward else None
+
+    def lay_out(self, *, backward: bool = False) -> Matrix:
+        """Where our own product is the faster one, hold the weight in its layout too, and once more transposed if
+        ``backward``; matrices of one weight share these. Returns the matrix itself."""
+        if own_product_is_faster_for(self.weight):
+            self._panels = _shared_panels(self.weight)
+            self._turned = _shared_panels(self.weight.t()) if backward else None
+        return self
+
+    @property
+    def laid_out(self) -> bool:
+        """Whether our own product runs."""
+        return self._panels is not None
 
     def project(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """``x @ weight.T + bias`` of x [..., in], bias in the storage type."""

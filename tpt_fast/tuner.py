@@ -19,7 +19,6 @@ from .bundle import Bundle
 from .config import TuneConfig
 from .graphs import Graphs
 from .images import UNREADABLE, load_image
-from .matrix import lays_out
 from .memory import Held, Memory, measure
 from .prompts import check_classnames, load_ctx
 from .result import TuneResult, failed
@@ -232,20 +231,18 @@ class Tuner:
         """
         text, held = self._classes.text, "fp32" if self.config.autocasts else self.config.precision
         engine, kept = text._engine, text.describe()
-        again = lays_out(self.device, self._images.dtype)
 
-        def tower(engine: str) -> str:
-            laid_out = " and, once more, as our own product reads them" if again and engine in ("vit", "packed") else ""
-            return f"weights in {held}{laid_out}, run by {engine!r}"
+        def tower(name: str, weights: object) -> str:
+            laid_out = " and, once more, as our own product reads them" if getattr(weights, "laid_out", False) else ""
+            return f"weights in {held}{laid_out}, run by {name!r}"
+
+        weights = engine._tower if text.engine == "packed" else engine._module
 
         memory = measure(
             self._model,
             {
-                "image tower": (tower(self._images.engine), self._images),
-                "text tower": (
-                    tower(text.engine),
-                    engine._tower if text.engine == "packed" else engine._module,
-                ),
+                "image tower": (tower(self._images.engine, self._images._tower), self._images),
+                "text tower": (tower(text.engine, weights), weights),
                 "kept activations": (
                     f"of the initial prompt, for the first backward pass: {kept['tokens']} tokens",
                     text._initial,

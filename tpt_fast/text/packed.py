@@ -21,7 +21,7 @@ from ..ops.prefix_attention import prefix_attention, prefix_attention_backward
 from ..prompts import Prompts
 from .half import into_range
 from .layout import Layout, pack
-from .memory import plan
+from .memory import KEPT_BESIDE_LAYOUT, plan
 
 
 @dataclass
@@ -80,12 +80,13 @@ class PackedEngine:
         device, width, depth = ctx_init.device, ctx_init.shape[-1], len(tower.blocks)
         expansion = tower.blocks[0].fc.matrix.weight.shape[0] // width
         self._plan = plan(device, width, depth, expansion, dtype.itemsize)
+        layouts = pack(prompts, self._specific, self._plan.rows_at_once, device)
+        self._rows = sum(layout.rows for layout in layouts)
+        if self._rows * self._plan.row_bytes <= KEPT_BESIDE_LAYOUT:
+            tower.lay_out()
         last = tower.blocks[-1].qkv
         self._last_q, self._last_kv = last.rows(0, width), last.rows(width, 3 * width)
-        self._chunks = [
-            self._prepare(layout) for layout in pack(prompts, self._specific, self._plan.rows_at_once, device)
-        ]
-        self._rows = sum(chunk.layout.rows for chunk in self._chunks)
+        self._chunks = list(map(self._prepare, layouts))
         self._kept_chunks = self._affordable() if keep else 0
 
     def describe(self) -> dict:

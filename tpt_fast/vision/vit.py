@@ -34,7 +34,7 @@ class VitTower:
             raise Unsupported(reason)
         conv, wide = visual.conv1, accumulation_dtype(dtype)
         self.patch, self._grid = visual.patch_size, visual.grid_size
-        self._embed = Matrix(conv.weight.detach().to(dtype).flatten(1))
+        self._embed = Matrix(conv.weight.detach().to(dtype).flatten(1)).lay_out()
         position = visual.positional_embedding.detach().to(wide)
         self._first = (position[0] + visual.class_embedding.detach()).to(dtype)
         self._position = (position[1:] if conv.bias is None else position[1:] + conv.bias.detach()).to(dtype)
@@ -43,10 +43,16 @@ class VitTower:
         self._blocks = read_blocks(visual.transformer, dtype)
         if not self._blocks:
             raise Unsupported("the image tower has no blocks")
+        for block in self._blocks:
+            block.lay_out()
         width, last = len(self._first), self._blocks[-1].qkv
         self._last_q, self._last_kv = last.rows(0, width), last.rows(width, 3 * width)
         self._norm_post = read_norm(visual.ln_post, dtype, device)
         self._projection = None if visual.proj is None else visual.proj.detach().to(dtype)
+
+    @property
+    def laid_out(self) -> bool:
+        return self._embed.laid_out
 
     def at_once(self, device: torch.device) -> int:
         """Views of a group: their rows stay near the last cache of a CPU, and bound the memory on a GPU."""
