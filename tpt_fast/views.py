@@ -110,9 +110,7 @@ def draw_boxes(
         else:
             boxes[row] = *_central_box(height, width, ratio), flips[at]
             at += 1
-    torch.empty(at, **ON_THE_CPU).uniform_(
-        generator=generator
-    )  # leaves the generator where the scalar draws would have
+    torch.empty(at, **ON_THE_CPU).uniform_(generator=generator)  # leaves it where the scalar draws would have
     return torch.from_numpy(boxes)
 
 
