@@ -21,16 +21,16 @@ class BuildPy(build_py):
     def run(self):
         super().run()
         if AHEAD_OF_TIME and not self.editable_mode:
-            sys.path.insert(0, str(ROOT / "tpt_fast"))
-            import _build
-            import _toolkit
+            sys.path.insert(0, str(ROOT))
             import torch
 
-            with_cuda = torch.version.cuda is not None and _toolkit.cuda() is not None
+            from tpt_fast.extension import build, toolkit
+
+            with_cuda = torch.version.cuda is not None and toolkit.cuda() is not None
             scratch = Path(self.get_finalized_command("build").build_temp)
             scratch.mkdir(parents=True, exist_ok=True)
-            library = _build.build(_build.plan(with_cuda), scratch)
-            self.copy_file(str(library), str(Path(self.build_lib, "tpt_fast", _build.LIBRARY)))
+            library = build.build(build.plan(with_cuda), scratch)
+            self.copy_file(str(library), str(Path(self.build_lib, "tpt_fast", build.LIBRARY)))
 
 
 class BinaryDistribution(Distribution):

@@ -24,7 +24,7 @@ from packed import TOWER
 from tpt_fast import TextEncoder
 from tpt_fast.bench import rows
 from tpt_fast.bench.peak import Peak
-from tpt_fast.reference.tpt import context_in_place
+from tpt_fast.methods.published import context_in_place
 
 NAMES = IMAGENET_CLASSNAMES[::5]
 CLASSES = len(NAMES)

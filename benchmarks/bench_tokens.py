@@ -9,7 +9,7 @@ from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
 from rich.console import Console
 from rich.table import Table
 
-from tpt_fast.prompts import build_prompts
+from tpt_fast.text.prompts import build_prompts
 
 
 def counts(names, tokenizer, template, length):

@@ -14,10 +14,11 @@ from torchvision.transforms import v2
 
 from tpt_fast import make_views
 from tpt_fast.demo import PHOTO_FOLDER
-from tpt_fast.images import load_image
 from tpt_fast.ops import views
 from tpt_fast.reference.views import patches
-from tpt_fast.views import CLIP_MEAN, CLIP_STD, draw_boxes, normalisation_table, view_specs
+from tpt_fast.views.crops import draw_boxes, view_specs
+from tpt_fast.views.decode import load_image
+from tpt_fast.views.make import CLIP_MEAN, CLIP_STD, normalisation_table
 
 VIEWS, SIZE = 63, 224
 PHOTO = Image.open(PHOTO_FOLDER / "temple.jpg").convert("RGB").resize((500, 375))

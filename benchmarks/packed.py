@@ -8,8 +8,8 @@ import torch
 from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
 from timing import DEVICE
 
-from tpt_fast.prompts import build_prompts
 from tpt_fast.text.layout import pack
+from tpt_fast.text.prompts import build_prompts
 
 TOWER, WIDTH, HEADS = "ViT-B-16", 512, 8
 # Neighbours are of one kind, such as fish or dogs, whose names are longer than most: so every fifth.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from kept import RESULTS, by_numbers
 
-from tpt_fast._aside import written_aside
+from tpt_fast._files import written_aside
 from tpt_fast.bench.rows import duration, read
 
 README = Path(__file__).resolve().parent.parent / "README.md"

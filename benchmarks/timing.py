@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 
 from tpt_fast.bench.rates import copy_rate, matrix_rate, synchronize
-from tpt_fast.capturable import Watch
+from tpt_fast.graphs.capturable import Watch
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 _CALLS, _REPLAYS = 20, 25  # at most, of a graph

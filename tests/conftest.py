@@ -3,6 +3,7 @@
 import ctypes
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from tpt_fast.bench.rates import full_float32
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT))  # recipes/ is no part of the package; the installed package, if there is one, goes first
 
 
 def pytest_configure() -> None:

@@ -153,14 +153,14 @@ def version(nvcc: str) -> str:
 
 def main() -> None:
     sys.path.insert(0, str(ROOT))
-    from tpt_fast import _toolkit
+    from tpt_fast.extension import toolkit
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("architectures", nargs="*", type=int, help="for instance 80 90")
     parser.add_argument("--write", action="store_true", help=f"replace {TABLE.relative_to(ROOT)}")
     parser.add_argument("--jobs", type=int, default=2)
     options = parser.parse_args()
-    cuda = _toolkit.cuda()
+    cuda = toolkit.cuda()
     if cuda is None:
         sys.exit("no CUDA toolkit found")
     compiled = compile_all(cuda.nvcc, options.architectures or architectures(cuda.nvcc), options.jobs)

@@ -14,7 +14,7 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
-from tpt_fast._aside import written_aside
+from tpt_fast._files import written_aside
 from tpt_fast.bench import agreement, case, measure, peak, picture, rates, rows, turns
 from tpt_fast.cli import _shared, app
 

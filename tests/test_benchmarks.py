@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+ROOT = Path(__file__).resolve().parent.parent
+BENCHMARKS = ROOT / "benchmarks"
 
 
 def run(*command, **environment):
@@ -55,7 +56,7 @@ def gpu_script(tmp_path, *arguments, **environment):
     stub = tmp_path / "python"
     stub.write_text(STUB)
     stub.chmod(0o755)
-    return run("bash", BENCHMARKS / "gpu.sh", *arguments, PYTHON=str(stub), **environment)
+    return run("bash", ROOT / ".ci" / "gpu", *arguments, PYTHON=str(stub), **environment)
 
 
 def test_the_gpu_script_runs_every_stage(tmp_path):
@@ -86,14 +87,14 @@ def test_the_gpu_script_keeps_to_its_time(tmp_path):
 
 
 def test_the_gpu_script_names_what_is_missing():
-    assert run("bash", BENCHMARKS / "gpu.sh", "--fast").returncode == 2
-    nothing = run("bash", BENCHMARKS / "gpu.sh", PYTHON="/bin/false")
+    assert run("bash", ROOT / ".ci" / "gpu", "--fast").returncode == 2
+    nothing = run("bash", ROOT / ".ci" / "gpu", PYTHON="/bin/false")
     assert nothing.returncode == 2
     assert "expected a python with torch, /bin/false has none" in nothing.stderr
     if not torch.cuda.is_available():
-        none = run("bash", BENCHMARKS / "gpu.sh", PYTHON=sys.executable)
+        none = run("bash", ROOT / ".ci" / "gpu", PYTHON=sys.executable)
         assert none.returncode == 2
-        assert none.stderr == "gpu.sh: expected a GPU, torch sees none\n"
+        assert none.stderr == ".ci/gpu: expected a GPU, torch sees none\n"
 
 
 @pytest.mark.parametrize("script", ["bench_text.py", "bench_tune.py"])

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tpt_fast import _build, _jit, _toolkit
+from tpt_fast.extension import build, load, toolkit
 from tpt_fast.ops import build_info
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,8 +27,8 @@ def _fresh(monkeypatch):
     """No choice made yet, nothing found yet, none of the user's settings."""
     for name in ("TPT_FAST_BACKEND", "TPT_FAST_CUDA", "CXX", "CUDA_HOME", "CUDA_PATH"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(_jit, "_backend", None)
-    found = _toolkit.cxx, _toolkit.cuda
+    monkeypatch.setattr(load, "_backend", None)
+    found = toolkit.cxx, toolkit.cuda
     for search in found:
         search.cache_clear()
     yield
@@ -50,7 +50,7 @@ def tree(tmp_path, monkeypatch):
     for folder in ("csrc", "python"):
         (root / folder).mkdir(parents=True)
     (root / "csrc" / "tiny.cpp").write_text("int tpt_fast_tiny() { return 1; }\n")
-    monkeypatch.setattr(_build, "source_root", lambda: root)
+    monkeypatch.setattr(build, "source_root", lambda: root)
     monkeypatch.setenv("TPT_FAST_CUDA", "0")
     return root
 
@@ -70,7 +70,7 @@ def leftovers(cache: Path) -> list[str]:
 
 
 def test_the_real_sources_build_and_load():
-    backend = _jit.ensure()
+    backend = load.ensure()
     assert backend.name == "native", backend.why
     assert build_info().startswith("CPU")
 
@@ -84,7 +84,7 @@ def test_importing_builds_nothing_and_leaves_torch_alone(tmp_path):
 
 def test_built_once_then_found(tree, cache, monkeypatch):
     steps = []
-    first = _jit.ensure(lambda *step: steps.append(step))
+    first = load.ensure(lambda *step: steps.append(step))
     assert first.name == "native"
     assert first.path.is_relative_to(cache)
     assert steps[0] == (0, 2)
@@ -94,44 +94,44 @@ def test_built_once_then_found(tree, cache, monkeypatch):
     assert record["seconds"] >= 0
     assert leftovers(cache) == []
 
-    monkeypatch.setattr(_jit, "_backend", None)
-    monkeypatch.setattr(_build, "build", lambda *_: pytest.fail("built again"))
-    assert _jit.ensure() == first
+    monkeypatch.setattr(load, "_backend", None)
+    monkeypatch.setattr(build, "build", lambda *_: pytest.fail("built again"))
+    assert load.ensure() == first
 
 
 def test_rebuild(tree, cache):
-    first = _jit.ensure()
+    first = load.ensure()
     before = first.path.stat().st_ino, first.path.with_name("build.json").stat().st_ino
     steps = []
-    assert _jit.ensure(lambda *step: steps.append(step), rebuild=True) == first
+    assert load.ensure(lambda *step: steps.append(step), rebuild=True) == first
     assert steps
     assert (first.path.stat().st_ino, first.path.with_name("build.json").stat().st_ino) != before
 
 
 def test_a_first_build_says_so_on_stderr(tree, cache, capsys):
-    _jit.ensure()
+    load.ensure()
     said = capsys.readouterr()
     assert said.out == ""
     assert "compiling the kernels" in said.err
 
 
 def test_key_changes_with_a_source_and_not_with_its_place(tree, tmp_path, monkeypatch):
-    here = _build.plan().key()
+    here = build.plan().key()
     elsewhere = tmp_path / "elsewhere"
     tree.rename(elsewhere)
-    monkeypatch.setattr(_build, "source_root", lambda: elsewhere)
-    assert _build.plan().key() == here
+    monkeypatch.setattr(build, "source_root", lambda: elsewhere)
+    assert build.plan().key() == here
     (elsewhere / "csrc" / "extra.h").write_text("// more\n")
-    assert _build.plan().key() != here
+    assert build.plan().key() != here
 
 
 def test_a_damaged_library_is_built_again(tree, cache):
-    plan = _build.plan()
+    plan = build.plan()
     final = cache / plan.key()
-    _jit._store(plan, final, lambda *_: None, set())
-    library = final / _build.LIBRARY
+    load._store(plan, final, lambda *_: None, set())
+    library = final / build.LIBRARY
     library.write_bytes(library.read_bytes()[:100])
-    assert _jit.ensure().path == library
+    assert load.ensure().path == library
     assert library.stat().st_size > 100
 
 
@@ -140,14 +140,14 @@ def test_a_damaged_library_is_built_again(tree, cache):
 
 def test_reference_builds_nothing(tree, cache, monkeypatch):
     monkeypatch.setenv("TPT_FAST_BACKEND", "reference")
-    assert _jit.ensure() == _jit.Backend("reference", why="TPT_FAST_BACKEND=reference")
+    assert load.ensure() == load.Backend("reference", why="TPT_FAST_BACKEND=reference")
     assert not cache.exists()
 
 
 def test_a_misspelt_backend_is_named(monkeypatch):
     monkeypatch.setenv("TPT_FAST_BACKEND", "fast")
     with pytest.raises(ValueError, match="TPT_FAST_BACKEND: expected auto, native or reference, got 'fast'"):
-        _jit.ensure()
+        load.ensure()
 
 
 @pytest.fixture
@@ -157,31 +157,31 @@ def no_compiler(tmp_path, monkeypatch):
 
 
 def test_no_compiler_warns_once_and_falls_back(tree, cache, no_compiler):
-    with pytest.warns(_jit.BackendWarning, match=r"no C\+\+ compiler: looked for c\+\+, g\+\+, clang\+\+.*apt-get"):
-        backend = _jit.ensure()
+    with pytest.warns(load.BackendWarning, match=r"no C\+\+ compiler: looked for c\+\+, g\+\+, clang\+\+.*apt-get"):
+        backend = load.ensure()
     assert backend.name == "reference"
     assert "no C++ compiler" in backend.why
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert _jit.ensure() is backend
+        assert load.ensure() is backend
 
 
 def test_no_compiler_is_an_error_where_native_is_wanted(tree, cache, no_compiler, monkeypatch):
     monkeypatch.setenv("TPT_FAST_BACKEND", "native")
-    with pytest.raises(_jit.BuildError, match=r"TPT_FAST_BACKEND=native, but .* no C\+\+ compiler"):
-        _jit.ensure()
+    with pytest.raises(load.BuildError, match=r"TPT_FAST_BACKEND=native, but .* no C\+\+ compiler"):
+        load.ensure()
 
 
 def test_cxx_names_the_compiler(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(_jit.BuildError, match="looked for no-such-compiler on the PATH"):
-        _toolkit.cxx()
+    with pytest.raises(load.BuildError, match="looked for no-such-compiler on the PATH"):
+        toolkit.cxx()
 
 
 def test_a_broken_source_shows_what_the_compiler_said(tree, cache, monkeypatch):
     (tree / "csrc" / "tiny.cpp").write_text("int tpt_fast_tiny( { return 1; }\n")
-    with pytest.warns(_jit.BackendWarning, match=r"the compilation failed") as caught:
-        backend = _jit.ensure()
+    with pytest.warns(load.BackendWarning, match=r"the compilation failed") as caught:
+        backend = load.ensure()
     assert "tiny.cpp:1" in str(caught[0].message)
     assert "error:" in str(caught[0].message)
     assert backend.name == "reference"
@@ -193,18 +193,18 @@ def test_a_cache_that_cannot_be_written(tree, tmp_path, monkeypatch, ordinary_us
     (tmp_path / "file").write_text("")
     (tmp_path / "locked").mkdir(mode=0o555)
     monkeypatch.setenv("TPT_FAST_CACHE", str(tmp_path / folder))
-    with pytest.warns(_jit.BackendWarning, match="cannot be written .* Set TPT_FAST_CACHE to a folder that can"):
-        assert _jit.ensure().name == "reference"
+    with pytest.warns(load.BackendWarning, match="cannot be written .* Set TPT_FAST_CACHE to a folder that can"):
+        assert load.ensure().name == "reference"
 
 
 def test_a_read_only_cache_with_the_build_in_it_serves(tree, cache, monkeypatch, ordinary_user):
-    first = _jit.ensure()
+    first = load.ensure()
     for folder in (cache, first.path.parent):
         folder.chmod(0o555)
     with pytest.raises(PermissionError):
         (cache / "anything").touch()
-    monkeypatch.setattr(_jit, "_backend", None)
-    assert _jit.ensure() == first
+    monkeypatch.setattr(load, "_backend", None)
+    assert load.ensure() == first
 
 
 # --- other processes
@@ -212,11 +212,11 @@ def test_a_read_only_cache_with_the_build_in_it_serves(tree, cache, monkeypatch,
 BUILD = """
 import sys
 from pathlib import Path
-from tpt_fast import _build, _jit
-_build.source_root = lambda: Path(sys.argv[1])
+from tpt_fast.extension import build, load
+build.source_root = lambda: Path(sys.argv[1])
 print("ready", flush=True)
 sys.stdin.readline()
-print(_jit.ensure(lambda *_: None).path, flush=True)
+print(load.ensure(lambda *_: None).path, flush=True)
 """
 
 
@@ -274,14 +274,14 @@ def test_a_build_killed_half_way_is_cleared_away(tree, cache, tmp_path, monkeypa
 
     slow.unlink()
     monkeypatch.setenv("CXX", str(compiler))
-    assert _jit.ensure().name == "native"
+    assert load.ensure().name == "native"
     assert leftovers(cache) == []
 
 
 # --- CUDA toolkits
 
 
-def toolkit(root: Path, release: str = "13.0", runtime: str = "libcudart.so.13") -> Path:
+def cuda_toolkit(root: Path, release: str = "13.0", runtime: str = "libcudart.so.13") -> Path:
     for file in (root / "include" / "cuda_runtime_api.h", root / "lib" / runtime):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.touch()
@@ -292,10 +292,10 @@ def toolkit(root: Path, release: str = "13.0", runtime: str = "libcudart.so.13")
 
 
 def test_a_wrapper_script_leads_to_the_toolkit(tmp_path, monkeypatch):
-    real = toolkit(tmp_path / "opt" / "cuda")
+    real = cuda_toolkit(tmp_path / "opt" / "cuda")
     wrapper = script(tmp_path / "bin" / "nvcc", f'exec {real} "$@"')
     monkeypatch.setenv("PATH", f"{wrapper.parent}:/usr/bin:/bin")
-    found = _toolkit.cuda()
+    found = toolkit.cuda()
     assert (found.nvcc, found.version, found.runtime) == (str(wrapper), (13, 0), "libcudart.so.13")
     assert found.root == str(tmp_path / "opt" / "cuda")
     assert found.include == f"{found.root}/include"
@@ -305,19 +305,19 @@ def test_a_wrapper_script_leads_to_the_toolkit(tmp_path, monkeypatch):
 def test_a_broken_toolkit_is_passed_over(tmp_path, monkeypatch):
     script(tmp_path / "broken" / "bin" / "nvcc", "exit 1")
     monkeypatch.setenv("CUDA_HOME", str(tmp_path / "broken"))
-    monkeypatch.setenv("PATH", f"{toolkit(tmp_path / 'good').parent}:/usr/bin:/bin")
-    assert _toolkit.cuda().root == str(tmp_path / "good")
+    monkeypatch.setenv("PATH", f"{cuda_toolkit(tmp_path / 'good').parent}:/usr/bin:/bin")
+    assert toolkit.cuda().root == str(tmp_path / "good")
 
 
 def test_a_toolkit_from_pip_is_found(tmp_path, monkeypatch):
     class Spec:
         submodule_search_locations = (str(tmp_path / "nvidia"),)
 
-    toolkit(tmp_path / "nvidia" / "cu13")
-    monkeypatch.setattr(_toolkit, "find_spec", lambda _: Spec)
+    cuda_toolkit(tmp_path / "nvidia" / "cu13")
+    monkeypatch.setattr(toolkit, "find_spec", lambda _: Spec)
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
-    monkeypatch.setattr(_toolkit.shutil, "which", lambda _: None)
-    assert str(tmp_path / "nvidia" / "cu13" / "bin" / "nvcc") in _toolkit._candidates()
+    monkeypatch.setattr(toolkit.shutil, "which", lambda _: None)
+    assert str(tmp_path / "nvidia" / "cu13" / "bin" / "nvcc") in toolkit._candidates()
 
 
 @pytest.mark.parametrize(
@@ -330,18 +330,18 @@ def test_a_toolkit_from_pip_is_found(tmp_path, monkeypatch):
 )
 def test_what_is_said_without_a_fitting_toolkit(tree, tmp_path, monkeypatch, torch_cuda, found, message):
     release = found and tuple(map(int, found.split(".")))
-    cuda = found and _toolkit.Cuda("/x/nvcc", release, "/x", "/x/include", "/x/lib", "libcudart.so")
+    cuda = found and toolkit.Cuda("/x/nvcc", release, "/x", "/x/include", "/x/lib", "libcudart.so")
     monkeypatch.setattr(torch.version, "cuda", torch_cuda)
-    monkeypatch.setattr(_toolkit, "cuda", lambda: cuda)
+    monkeypatch.setattr(toolkit, "cuda", lambda: cuda)
     monkeypatch.setenv("TPT_FAST_CUDA", "1")
-    with pytest.raises(_jit.BuildError, match=message):
-        _build.plan()
+    with pytest.raises(load.BuildError, match=message):
+        build.plan()
 
 
 def test_a_misspelt_cuda_choice_is_named(tree, monkeypatch):
     monkeypatch.setenv("TPT_FAST_CUDA", "yes")
-    with pytest.raises(_jit.BuildError, match="TPT_FAST_CUDA: expected 0 or 1, got 'yes'"):
-        _build.plan()
+    with pytest.raises(load.BuildError, match="TPT_FAST_CUDA: expected 0 or 1, got 'yes'"):
+        build.plan()
 
 
 @pytest.mark.parametrize(
@@ -354,7 +354,7 @@ def test_a_misspelt_cuda_choice_is_named(tree, monkeypatch):
     ],
 )
 def test_architecture_flags(architecture, flag):
-    assert _build._gencode(architecture) == flag
+    assert build._gencode(architecture) == flag
 
 
 @pytest.mark.parametrize(
@@ -365,23 +365,23 @@ def test_listed_architectures(listed, names, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", listed)
     if names:
-        assert _toolkit.architectures() == names
+        assert toolkit.architectures() == names
     else:
-        with pytest.raises(_jit.BuildError, match=f"TORCH_CUDA_ARCH_LIST: expected numbers .* got '{listed}'"):
-            _toolkit.architectures()
+        with pytest.raises(load.BuildError, match=f"TORCH_CUDA_ARCH_LIST: expected numbers .* got '{listed}'"):
+            toolkit.architectures()
 
 
 def test_a_misspelt_number_of_jobs_is_named(tree, cache, monkeypatch):
     monkeypatch.setenv("MAX_JOBS", "all")
-    with pytest.warns(_jit.BackendWarning, match="MAX_JOBS: expected a number, got 'all'"):
-        assert _jit.ensure().name == "reference"
+    with pytest.warns(load.BackendWarning, match="MAX_JOBS: expected a number, got 'all'"):
+        assert load.ensure().name == "reference"
 
 
 # --- what keeps a binding at three seconds, and the numerics free of torch
 
 
 def includes(folder: str) -> list[tuple[str, str]]:
-    files = [file for file in (_build.source_root() / folder).iterdir() if file.suffix in {".h", ".cuh", ".cpp", ".cu"}]
+    files = [file for file in (build.source_root() / folder).iterdir() if file.suffix in {".h", ".cuh", ".cpp", ".cu"}]
     assert files
     pattern = re.compile(r'^\s*#\s*include\s*[<"]([^>"]+)', re.MULTILINE)
     return [(file.name, header) for file in files for header in pattern.findall(file.read_text())]

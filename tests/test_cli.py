@@ -14,10 +14,11 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 import tpt_fast
-from tpt_fast import _build, _jit, _toolkit, demo
+from tpt_fast import demo
 from tpt_fast.cli import _models, app, main
 from tpt_fast.cli.bench import _table as bench_table
 from tpt_fast.demo import clip
+from tpt_fast.extension import build, load, toolkit
 
 CAT = demo.PHOTO_FOLDER / "cat.jpg"
 FEW = ["--views", "6", "--rho", "0.4"]  # enough to see that everything is passed on
@@ -280,9 +281,9 @@ def test_a_plot_without_matplotlib(monkeypatch, tmp_path):
 def test_no_compiler_where_native_is_wanted(monkeypatch, tmp_path):
     (tmp_path / "csrc").mkdir()
     (tmp_path / "python").mkdir()
-    monkeypatch.setattr(_build, "source_root", lambda: tmp_path)  # of which there is no build yet
-    monkeypatch.setattr(_jit, "_backend", None)
-    monkeypatch.setattr(_toolkit, "cxx", no_compiler)
+    monkeypatch.setattr(build, "source_root", lambda: tmp_path)  # of which there is no build yet
+    monkeypatch.setattr(load, "_backend", None)
+    monkeypatch.setattr(toolkit, "cxx", no_compiler)
     monkeypatch.setenv("TPT_FAST_BACKEND", "native")
     assert "no C++ compiler" in run("tune", CAT, *FEW, code=3).stderr
     monkeypatch.setenv("TPT_FAST_BACKEND", "fastest")
@@ -292,7 +293,7 @@ def test_no_compiler_where_native_is_wanted(monkeypatch, tmp_path):
 
 
 def no_compiler():
-    raise _toolkit.BuildError("no C++ compiler: looked for c++ on the PATH.")
+    raise toolkit.BuildError("no C++ compiler: looked for c++ on the PATH.")
 
 
 def test_missing_demo_weights(monkeypatch):
@@ -427,7 +428,7 @@ def test_doctor():
 
 
 def test_doctor_where_native_is_turned_off(monkeypatch):
-    monkeypatch.setattr(_jit, "_backend", None)
+    monkeypatch.setattr(load, "_backend", None)
     monkeypatch.setenv("TPT_FAST_BACKEND", "reference")
     (report,) = rows(run("doctor", "--json", code=3))
     assert report["found"]["kernels"]["backend"] == "reference"
@@ -437,9 +438,9 @@ def test_doctor_where_native_is_turned_off(monkeypatch):
 def test_doctor_without_a_compiler(monkeypatch, tmp_path):
     (tmp_path / "csrc").mkdir()
     (tmp_path / "python").mkdir()
-    monkeypatch.setattr(_build, "source_root", lambda: tmp_path)
-    monkeypatch.setattr(_jit, "_backend", None)
-    monkeypatch.setattr(_toolkit, "cxx", no_compiler)
+    monkeypatch.setattr(build, "source_root", lambda: tmp_path)
+    monkeypatch.setattr(load, "_backend", None)
+    monkeypatch.setattr(toolkit, "cxx", no_compiler)
     result = run("doctor", code=3)
     assert "the compiled kernels do not run" in result.stdout
     assert result.stdout.count("no C++ compiler: looked for") == 2  # why, and once among the advice
@@ -456,8 +457,8 @@ def test_doctor_builds_again(monkeypatch, tmp_path):
     for folder in ("csrc", "python"):
         (tmp_path / folder).mkdir()
     (tmp_path / "csrc" / "tiny.cpp").write_text("int tpt_fast_tiny() { return 2; }\n")
-    monkeypatch.setattr(_build, "source_root", lambda: tmp_path)
-    monkeypatch.setattr(_jit, "_backend", None)
+    monkeypatch.setattr(build, "source_root", lambda: tmp_path)
+    monkeypatch.setattr(load, "_backend", None)
     monkeypatch.setenv("TPT_FAST_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("TPT_FAST_CUDA", "0")
     for arguments in ([], ["--build"]):

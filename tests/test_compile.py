@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from tpt_fast import _jit, ops
+from tpt_fast import ops
+from tpt_fast.extension import load
 
 ROWS = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
 VECTOR = torch.linspace(0.5, 2, 8)
@@ -44,11 +45,11 @@ def test_every_op_is_here():
 
 @pytest.mark.parametrize("op", [*DIFFERENTIABLE, *OTHERS])
 def test_one_graph(monkeypatch, op):
-    monkeypatch.setattr(_jit, "_backend", None)
+    monkeypatch.setattr(load, "_backend", None)
     torch.compiler.reset()
     run = (DIFFERENTIABLE | OTHERS)[op]
     compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(ROWS), run(ROWS), rtol=0, atol=0)
-    assert _jit._backend is not None
+    assert load._backend is not None
     if op in DIFFERENTIABLE:
         torch.testing.assert_close(gradient(compiled)(ROWS), gradient(run)(ROWS), rtol=0, atol=0)

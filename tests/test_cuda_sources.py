@@ -14,9 +14,9 @@ import cuda_sources
 import pytest
 import torch
 
-from tpt_fast import _build, _toolkit
+from tpt_fast.extension import build, toolkit
 
-CUDA = _toolkit.cuda()
+CUDA = toolkit.cuda()
 needs_nvcc = pytest.mark.skipif(CUDA is None, reason="no CUDA toolkit")
 CHOSEN = list(cuda_sources.LIMITS) if os.environ.get("TPT_FAST_ALL_ARCHITECTURES") == "1" else [90]
 
@@ -107,9 +107,9 @@ def test_builds_links_and_loads_with_cuda_torch(tmp_path, monkeypatch):
         pytest.skip("this torch is a CPU build")
     if int(torch.version.cuda.partition(".")[0]) != CUDA.version[0]:
         pytest.skip(f"torch is built for CUDA {torch.version.cuda}, {CUDA.nvcc} is {CUDA.version}")
-    monkeypatch.setattr(_toolkit, "architectures", lambda: ["9.0"])
+    monkeypatch.setattr(toolkit, "architectures", lambda: ["9.0"])
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    library = _build.build(_build.plan(with_cuda=True), tmp_path)
+    library = build.build(build.plan(with_cuda=True), tmp_path)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     print(f"\nCUDA extension for one architecture: {seconds:.0f} s of compilers")

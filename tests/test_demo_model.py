@@ -15,10 +15,11 @@ pytest.importorskip("open_clip")
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from safetensors import safe_open
 
+from recipes.demo import captions, corruptions, evaluate
+from recipes.demo.data import load_split
 from tpt_fast import TextEncoder, demo
 from tpt_fast.cli._models import load_model
-from tpt_fast.demo import captions, corruptions, evaluate, weights
-from tpt_fast.demo.data import load_split
+from tpt_fast.demo import weights
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("TPT_FAST_DEMO_DATA", CHECKOUT.parent / "shared" / "data"))

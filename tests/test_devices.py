@@ -10,7 +10,8 @@ from tpt_fast.ops.add_layer_norm import add_layer_norm, add_layer_norm_backward
 from tpt_fast.ops.bias_act import bias_act, bias_act_backward
 from tpt_fast.ops.prefix_attention import prefix_attention, prefix_attention_backward
 from tpt_fast.ops.views import views
-from tpt_fast.views import draw_boxes, draw_specs, normalisation_table, view_specs
+from tpt_fast.views.crops import draw_boxes, draw_specs, view_specs
+from tpt_fast.views.make import normalisation_table
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 DEVICES = ["cpu", pytest.param("cuda", marks=needs_gpu)]

@@ -7,9 +7,9 @@ from fake_cuda import DEVICE, Count, on_cuda
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tpt_fast import TuneConfig, Tuner
-from tpt_fast.batch import Stages
-from tpt_fast.capturable import Watch
-from tpt_fast.graphs import Captured, Graphs
+from tpt_fast._stages import Stages
+from tpt_fast.graphs.capturable import Watch
+from tpt_fast.graphs.replay import Captured, Graphs
 
 NAMES = ["cat", "dog", "sports car", "dog"]
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2}

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from tpt_fast import graphs
-from tpt_fast.bundle import Bundle
-from tpt_fast.graphs import Captured, CaptureWarning, Graphs
+from tpt_fast.graphs.bundle import Bundle
+from tpt_fast.graphs.replay import Captured, CaptureWarning, Graphs
 
 
 def computed(given):
@@ -72,7 +72,7 @@ def test_results_are_the_callers_own():
 
 
 def test_each_shape_has_its_graph_and_only_some_are_kept(monkeypatch):
-    monkeypatch.setattr(graphs, "KEPT", 2)
+    monkeypatch.setattr(graphs.replay, "KEPT", 2)
     recorder = Recorder()
     kept = Graphs(recorder)
     for size in (1, 2, 1, 2, 1, 2):

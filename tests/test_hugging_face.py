@@ -7,7 +7,7 @@ import transformers
 from torch.nn.functional import normalize
 
 from tpt_fast import TextEncoder
-from tpt_fast.reference.tpt import context_in_place
+from tpt_fast.methods.published import context_in_place
 
 NAMES = ("cat", "golden retriever dog", "ox")
 COMMON = {"vocab_size": 3000, "pad_token_id": 1}

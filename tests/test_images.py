@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageFile
 from torchvision.io import ImageReadMode, decode_jpeg, read_file
 
-from tpt_fast.images import DECODERS, load_image
+from tpt_fast.views.decode import DECODERS, load_image
 
 PIXELS = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (6, 5, 3), dtype=np.uint8))
 

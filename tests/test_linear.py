@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import gelu
 from torch.nn.functional import linear as plain
 
-from tpt_fast import _jit
+from tpt_fast.extension import load
 from tpt_fast.ops.linear import linear, panels
 
 ACTIVATIONS = {None: lambda y: y, "gelu": gelu, "quick_gelu": lambda y: y * (1.702 * y).sigmoid()}
@@ -128,7 +128,7 @@ def test_messages():
     ],
 )
 def test_messages_of_the_kernel(arguments, message):
-    if _jit.ensure().name != "native":
+    if load.ensure().name != "native":
         pytest.skip("without the kernels")
     with pytest.raises(RuntimeError, match=message):
         torch.ops.tpt_fast.linear(*arguments)

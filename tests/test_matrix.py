@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch.nn.functional import gelu
 
-from tpt_fast import TuneConfig, Tuner, matrix
-from tpt_fast.matrix import Matrix
+from tpt_fast import TuneConfig, Tuner
+from tpt_fast.models import matrix
+from tpt_fast.models.matrix import Matrix
 
 
 @pytest.fixture(params=[True, False], ids=["own", "torch"])
@@ -76,17 +77,17 @@ def test_copies_are_shared_and_freed(monkeypatch):
 
 def test_torchs_product_where_ours_is_not_known_to_be_faster(monkeypatch):
     for capability, cpu, answer in (
-        ("AVX2", "AuthenticAMD", True),
-        ("AVX512", "AuthenticAMD", False),
-        ("AVX2", "GenuineIntel", False),
+        ("AVX2", "AMD EPYC", True),
+        ("AVX512", "AMD EPYC", False),
+        ("AVX2", "Intel Xeon", False),
     ):
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda known=capability: known)
-        monkeypatch.setattr(matrix.Path, "read_text", lambda path, vendor=cpu: f"vendor_id\t: {vendor}\n")
-        monkeypatch.setattr(matrix._jit, "ensure", lambda: matrix._jit.Backend("native"))
+        monkeypatch.setattr(matrix, "cpu_name", lambda name=cpu: name)
+        monkeypatch.setattr(matrix.load, "ensure", lambda: matrix.load.Backend("native"))
         assert matrix.own_product_is_faster.__wrapped__() == answer
-    monkeypatch.setattr(matrix._jit, "ensure", lambda: matrix._jit.Backend("reference"))
+    monkeypatch.setattr(matrix.load, "ensure", lambda: matrix.load.Backend("reference"))
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
-    monkeypatch.setattr(matrix.Path, "read_text", lambda path: "vendor_id\t: AuthenticAMD\n")
+    monkeypatch.setattr(matrix, "cpu_name", lambda: "AMD EPYC")
     assert not matrix.own_product_is_faster.__wrapped__()
 
 

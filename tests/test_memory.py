@@ -5,9 +5,10 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from tpt_fast import TuneConfig, Tuner, matrix
+from tpt_fast import TuneConfig, Tuner, _machine
 from tpt_fast.memory import measure, tensors
-from tpt_fast.text import TextEncoder, memory
+from tpt_fast.models import matrix
+from tpt_fast.text import TextEncoder
 
 NAMES = [f"thing number {i}" for i in range(50)]
 
@@ -102,11 +103,11 @@ def test_table(model):
 
 
 def test_files_that_a_container_has_read_count_as_free(tmp_path, monkeypatch):
-    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
-    cpu, whole = torch.device("cpu"), memory.free_bytes(torch.device("cpu"))
+    monkeypatch.setattr(_machine, "_CGROUP", tmp_path)
+    cpu, whole = torch.device("cpu"), _machine.free_bytes(torch.device("cpu"))
     (tmp_path / "memory.max").write_text("max\n")
-    assert memory.free_bytes(cpu) == pytest.approx(whole, rel=0.2)
+    assert _machine.free_bytes(cpu) == pytest.approx(whole, rel=0.2)
     (tmp_path / "memory.max").write_text("1000000\n")
     (tmp_path / "memory.current").write_text("990000\n")
     (tmp_path / "memory.stat").write_text("anon 90000\ninactive_file 800000\nactive_file 100000\n")
-    assert memory.free_bytes(cpu) == 810_000
+    assert _machine.free_bytes(cpu) == 810_000

@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 
 from tpt_fast import TuneConfig, Tuner, load_image, make_views
-from tpt_fast.views import CLIP_MEAN, CLIP_STD
+from tpt_fast.views.make import CLIP_MEAN, CLIP_STD
 
 CASES = ["end1", "end3", "coop1", "middle1"]
 

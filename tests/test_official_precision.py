@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from tpt_fast import TuneConfig, Tuner
-from tpt_fast.reference.tpt import context_in_place, marginal_entropy, view_entropies
+from tpt_fast.methods.published import context_in_place, marginal_entropy, view_entropies
 
 NAMES = ["cat", "dog", "great white shark", "sports car", "goldfish"]
 OPTIONS = {"n_views": 8, "rho": 0.5, "strict_official": True, "precision": "fp16"}
@@ -67,7 +67,7 @@ def published(model, images, scaler, steps):
 @pytest.mark.parametrize(("scale", "skipped"), [(1000.0, False), (2.0**34, True)])
 @pytest.mark.parametrize("steps", [1, 2])
 def test_equals_the_published_loop_image_after_image(model, steps, scale, skipped, monkeypatch):
-    monkeypatch.setattr("tpt_fast.official.INITIAL_SCALE", scale)
+    monkeypatch.setattr("tpt_fast.methods.official.INITIAL_SCALE", scale)
     images = [torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(i)) for i in range(8)]
     tuner = Tuner(model, NAMES, TuneConfig(steps=steps, **OPTIONS))
     results = [tuner.tune_views(views) for views in images]

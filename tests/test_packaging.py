@@ -84,8 +84,8 @@ def test_the_installed_wheel_runs_from_anywhere(wheel, tmp_path):
     said = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stdout
     assert said.split() == ["tpt-fast", wheel.name.split("-")[1]]
     code = (
-        "from pathlib import Path; from tpt_fast import _build; from tpt_fast.demo import weights\n"
-        "assert _build.source_root() == Path('tpt_fast/_sources').resolve(), _build.source_root()\n"
+        "from pathlib import Path; from tpt_fast.extension import build; from tpt_fast.demo import weights\n"
+        "assert build.source_root() == Path('tpt_fast/_sources').resolve(), build.source_root()\n"
         "assert weights.WEIGHTS.exists() and weights.WEIGHTS.is_relative_to(Path.cwd()), weights.WEIGHTS"
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)

@@ -167,9 +167,9 @@ def test_messages():
 
 
 def test_offsets_are_checked_by_the_kernel():
-    from tpt_fast import _jit
+    from tpt_fast.extension import load
 
-    if _jit.ensure().name != "native":
+    if load.ensure().name != "native":
         pytest.skip("the reference does not look at the offsets")
     q, kv, offsets, prefix, heads = inputs(CASES[0], torch.float32)
     for broken, message in (

@@ -6,7 +6,8 @@ import open_clip
 import pytest
 import torch
 
-from tpt_fast.prompts import build_prompts, load_ctx
+from tpt_fast.prompting.coop import load_ctx
+from tpt_fast.text.prompts import build_prompts
 
 TOKENIZER = open_clip.get_tokenizer("ViT-B-32")
 EOT = 49407

@@ -9,8 +9,8 @@ from PIL import Image
 
 from tpt_fast import TuneConfig, Tuner, make_views
 from tpt_fast.demo import CLASSNAMES, PHOTO_FOLDER, load
-from tpt_fast.reference.tpt import pil_views, tpt
-from tpt_fast.vision import preprocessing
+from tpt_fast.methods.published import pil_views, tpt
+from tpt_fast.models.preprocessing import preprocessing
 
 PHOTOS = ["cat.jpg", "rocket.jpg"]
 

@@ -10,10 +10,10 @@ import torch
 from torchvision.io import decode_jpeg
 
 from tpt_fast import TuneConfig, Tuner
-from tpt_fast.batch import Stages
+from tpt_fast._stages import Stages
 from tpt_fast.demo import PHOTO_FOLDER
-from tpt_fast.images import load_image
 from tpt_fast.stream import Beside
+from tpt_fast.views.decode import load_image
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 

@@ -16,16 +16,8 @@ from torchvision.transforms import functional as F
 
 from tpt_fast.ops.views import views
 from tpt_fast.reference.views import views as reference
-from tpt_fast.views import (
-    CLIP_MEAN,
-    CLIP_STD,
-    draw_boxes,
-    draw_specs,
-    make_views,
-    normalisation_table,
-    pass_order,
-    view_specs,
-)
+from tpt_fast.views.crops import draw_boxes, draw_specs, view_specs
+from tpt_fast.views.make import CLIP_MEAN, CLIP_STD, make_views, normalisation_table, pass_order
 
 BYTES = torch.arange(256, dtype=torch.uint8).expand(3, 256).contiguous()
 INSTALLED_IS_13 = pass_order() == "pillow-13"

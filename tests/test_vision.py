@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from tpt_fast.demo import PHOTO_FOLDER
+from tpt_fast.models.preprocessing import preprocessing
 from tpt_fast.text import TextEncoder
-from tpt_fast.views import CLIP_MEAN, CLIP_STD, make_views
-from tpt_fast.vision import ImageEncoder, preprocessing
+from tpt_fast.views.make import CLIP_MEAN, CLIP_STD, make_views
+from tpt_fast.vision import ImageEncoder
 from tpt_fast.vision.resnet import PooledQuery
 
 VISION = {"image_size": 32, "layers": 3, "width": 64, "patch_size": 8, "head_width": 32}

@@ -9,31 +9,31 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ._jit import BackendWarning as BackendWarning
-    from ._toolkit import BuildError as BuildError
     from .config import TuneConfig as TuneConfig
-    from .images import load_image as load_image
+    from .extension.load import BackendWarning as BackendWarning
+    from .extension.toolkit import BuildError as BuildError
     from .result import Prediction as Prediction
     from .result import TuneResult as TuneResult
     from .text import TextEncoder as TextEncoder
     from .tuner import Tuner as Tuner
     from .tuner import tune as tune
-    from .views import draw_boxes as draw_boxes
-    from .views import make_views as make_views
+    from .views.crops import draw_boxes as draw_boxes
+    from .views.decode import load_image as load_image
+    from .views.make import make_views as make_views
 
 # Public name -> module. Imported when asked for: `tpt-fast --help` answers at once, and `tpt-fast doctor` also where
 # torch cannot be imported.
 _MODULES = {
-    "BackendWarning": "_jit",
-    "BuildError": "_toolkit",
+    "BackendWarning": "extension.load",
+    "BuildError": "extension.toolkit",
     "Prediction": "result",
     "TextEncoder": "text",
     "TuneConfig": "config",
     "TuneResult": "result",
     "Tuner": "tuner",
-    "draw_boxes": "views",
-    "load_image": "images",
-    "make_views": "views",
+    "draw_boxes": "views.crops",
+    "load_image": "views.decode",
+    "make_views": "views.make",
     "tune": "tuner",
 }
 _PACKAGES = ("demo", "ops")

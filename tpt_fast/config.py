@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import os
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from .images import DECODERS
+from ._checks import MAX_SEED, check_choice, check_integer, check_number
+from .views.decode import DECODERS
 
 PRECISIONS = ("fp32", "fp16", "bf16")
 ENGINES = ("auto", "packed", "module")
 ACTIVATIONS = ("keep", "recompute")
-MOST_SEED = 2**64 - 1  # that a generator takes
 
 
 @dataclass(frozen=True)
@@ -65,10 +64,10 @@ class TuneConfig:
 
     def __post_init__(self) -> None:
         check_integer("n_views", self.n_views, 2)
-        _number("rho", self.rho, "a number in (0, 1]", lambda v: 0 < v <= 1)
+        check_number("rho", self.rho, "a number in (0, 1]", lambda v: 0 < v <= 1)
         check_integer("steps", self.steps, 0)
-        _number("lr", self.lr, "a number of 0 or more", lambda v: v >= 0)
-        _number("weight_decay", self.weight_decay, "a number of 0 or more", lambda v: v >= 0)
+        check_number("lr", self.lr, "a number of 0 or more", lambda v: v >= 0)
+        check_number("weight_decay", self.weight_decay, "a number of 0 or more", lambda v: v >= 0)
         if not isinstance(self.ctx_init, str):
             raise TypeError(f"ctx_init: expected a string, got {type(self.ctx_init).__name__}")
         if self.n_ctx is not None:
@@ -76,7 +75,7 @@ class TuneConfig:
         if self.ctx is not None and not isinstance(self.ctx, (Tensor, str, os.PathLike)):
             raise TypeError(f"ctx: expected a tensor or the path of a CoOp checkpoint, got {type(self.ctx).__name__}")
         check_choice("precision", self.precision, PRECISIONS)
-        check_integer("seed", self.seed, 0, MOST_SEED)
+        check_integer("seed", self.seed, 0, MAX_SEED)
         check_choice("engine", self.engine, ENGINES)
         check_choice("activations", self.activations, ACTIVATIONS)
         check_choice("decoder", self.decoder, DECODERS)
@@ -102,22 +101,3 @@ class TuneConfig:
         if kept == 0 and self.strict_official:
             raise ValueError(f"rho: int({n_views} views * {self.rho}) keeps none, and the published code needs one")
         return max(kept, 1)
-
-
-def check_integer(name: str, value: object, least: int, most: int | None = None) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name}: expected an int, got {type(value).__name__} {value!r}")
-    if value < least or (most is not None and value > most):
-        raise ValueError(f"{name}: expected {least} {'or more' if most is None else f'to {most}'}, got {value}")
-
-
-def _number(name: str, value: object, expected: str, fits) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name}: expected {expected}, got {type(value).__name__} {value!r}")
-    if not math.isfinite(value) or not fits(value):
-        raise ValueError(f"{name}: expected {expected}, got {value}")
-
-
-def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")

@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from . import _build, _toolkit
+from .extension import build, toolkit
 
 
 @dataclass
@@ -28,7 +28,7 @@ def examine(progress: Callable[[int, int], None] | None = None, *, rebuild: bool
     """Look around, then load the kernels (building them if need be) and hold them to the reference.
 
     Args:
-        progress, rebuild: see :func:`tpt_fast._jit.ensure`.
+        progress, rebuild: see :func:`tpt_fast.load.ensure`.
     """
     report = Report()
     found = report.found
@@ -66,12 +66,12 @@ def _packages(report: Report) -> None:
 
 def _compilers(report: Report) -> None:
     try:
-        compiler = _toolkit.cxx()
+        compiler = toolkit.cxx()
         report.found["compiler"] = {"path": compiler.path, "version": compiler.version}
-    except _toolkit.BuildError as error:
+    except toolkit.BuildError as error:
         report.found["compiler"] = None
         report.advice.append(str(error))
-    cuda = _toolkit.cuda()
+    cuda = toolkit.cuda()
     release = cuda and ".".join(map(str, cuda.version))
     report.found["cuda toolkit"] = cuda and {"nvcc": cuda.nvcc, "root": cuda.root, "version": release}
 
@@ -91,7 +91,7 @@ def _torch(report: Report) -> bool:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     gpus = [torch.cuda.get_device_name(i) for i in range(count)]
     report.found["GPUs"] = gpus
-    report.found["architectures"] = _toolkit.architectures() if torch.version.cuda else []
+    report.found["architectures"] = toolkit.architectures() if torch.version.cuda else []
     if gpus and report.found["cuda toolkit"] is None:
         report.advice.append(
             f"there is a GPU but no CUDA toolkit to compile its kernels: install CUDA {torch.version.cuda}, or "
@@ -103,14 +103,14 @@ def _torch(report: Report) -> bool:
 def _kernels(report: Report, progress: Callable[[int, int], None] | None, rebuild: bool) -> None:
     import warnings
 
-    from . import _jit
+    from .extension import load
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", _jit.BackendWarning)  # the report says it better
-            backend = _jit.ensure(progress, rebuild=rebuild)
-    except (_jit.BuildError, ValueError) as error:
-        backend = _jit.Backend("none", why=str(error))
+            warnings.simplefilter("ignore", load.BackendWarning)  # the report says it better
+            backend = load.ensure(progress, rebuild=rebuild)
+    except (load.BuildError, ValueError) as error:
+        backend = load.Backend("none", why=str(error))
     kernels = {"backend": backend.name, "library": backend.path and str(backend.path), "why": backend.why or None}
     if backend.name == "native":
         from .ops import build_info
@@ -157,11 +157,11 @@ def _text_tower() -> dict[str, Any]:
 
 
 def _cache() -> dict[str, Any]:
-    from . import _jit
+    from .extension import load
 
-    folder = _jit.cache_folder()
+    folder = load.cache_folder()
     builds = []
-    for record in folder.glob(f"*/{_build.LIBRARY}"):
+    for record in folder.glob(f"*/{build.LIBRARY}"):
         try:
             written = json.loads(record.with_name("build.json").read_text())
             size, built = record.stat().st_size, record.stat().st_mtime

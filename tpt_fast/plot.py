@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from ._aside import written_aside
+from ._files import written_aside
 from .result import TuneResult
 
 

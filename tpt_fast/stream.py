@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .images import UNREADABLE
 from .result import TuneResult
+from .views.decode import UNREADABLE
 
 if TYPE_CHECKING:
     from .tuner import Prepared, Tuner

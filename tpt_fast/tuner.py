@@ -11,25 +11,30 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from . import _jit
+from ._machine import free_bytes
 from ._modes import plain_modes
-from .adapters import PRECISIONS, text_root, token_embedding
-from .batch import Classes, ObjectiveFunction, Stages, Tuned, tune_features
-from .bundle import Bundle
+from ._stages import Stages
 from .config import TuneConfig
-from .graphs import Graphs
-from .images import UNREADABLE, load_image
+from .extension import load
+from .graphs.bundle import Bundle
+from .graphs.replay import Graphs
 from .memory import Held, Memory, measure
-from .prompts import check_classnames, load_ctx
+from .methods.tpt import Classes, ObjectiveFunction, Tuned, tune_features
+from .models.open_clip import text_root, token_embedding
+from .models.preprocessing import preprocessing
+from .models.weights import PRECISIONS
+from .prompting.coop import load_ctx
 from .result import TuneResult, failed
 from .stream import stream
 from .text import TextEncoder
-from .text.memory import free_bytes
-from .views import draw_boxes, make_views, pass_order
-from .vision import ImageEncoder, preprocessing
+from .text.prompts import check_classnames
+from .views.crops import draw_boxes
+from .views.decode import UNREADABLE, load_image
+from .views.make import make_views, pass_order
+from .vision import ImageEncoder
 
 if TYPE_CHECKING:
-    from .official import OfficialLoop
+    from .methods.official import OfficialLoop
 
 BATCH_BYTES = 2 << 30  # of views and kept activations at once, on the CPU
 
@@ -69,7 +74,7 @@ class Tuner:
         self.config = config or TuneConfig()
         self.preprocessing = preprocessing(model)
         self._model, self._tokenizer, self._objective = model, tokenizer, objective
-        self._backend = _jit.ensure()
+        self._backend = load.ensure()
         self._scale = model.logit_scale.detach().float().exp().reshape(())
         bias = getattr(model, "logit_bias", None)  # of models trained by a sigmoid loss
         self._bias = None if bias is None else bias.detach().float().reshape(())
@@ -79,7 +84,9 @@ class Tuner:
         if self.config.autocasts:
             if objective is not None:
                 raise ValueError("objective: expected None with strict_official and fp16, which has its own")
-            from .official import OfficialLoop  # the plain algorithm's imports are slow, and nothing else needs them
+            from .methods.official import (
+                OfficialLoop,  # the plain algorithm's imports are slow, and nothing else needs them
+            )
 
             self._images = ImageEncoder(model, torch.float32, "module")
             self._official = OfficialLoop(self._images, self.device)

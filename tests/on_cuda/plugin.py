@@ -7,7 +7,7 @@ import elsewhere
 import pytest
 import torch
 
-from tpt_fast import _jit, ops  # noqa: F401 (which defines them)
+from tpt_fast.extension import load
 
 from .move import moved
 
@@ -36,8 +36,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure() -> None:
     if not torch.cuda.is_available():
         raise pytest.UsageError("on_cuda.plugin: expected a GPU, torch sees none")
-    if _jit.ensure().name != "native":
-        raise pytest.UsageError(f"on_cuda.plugin: the kernels could not be built: {_jit.ensure().why}")
+    if load.ensure().name != "native":
+        raise pytest.UsageError(f"on_cuda.plugin: the kernels could not be built: {load.ensure().why}")
     elsewhere.install({name: _on_cuda(name) for name in OPS})
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..reference.tpt import Outcome
+from ..methods.published import Outcome
 from ..result import TuneResult
 
 #: Of the greatest magnitude in the published answer; bf16 has three bits fewer than fp16.

@@ -20,13 +20,14 @@ from PIL import Image
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 
-from ..adapters import PRECISIONS, causal_reason, text_root
-from ..batch import Stages
+from .._machine import free_bytes
+from .._stages import Stages
 from ..config import TuneConfig
 from ..demo import PHOTO_FOLDER
-from ..reference.tpt import Outcome, pil_views, tpt
+from ..methods.published import Outcome, pil_views, tpt
+from ..models.open_clip import causal_reason, text_root
+from ..models.weights import PRECISIONS
 from ..result import TuneResult
-from ..text.memory import free_bytes
 from ..tuner import Prepared, Tuner
 from .rates import synchronize
 from .rows import digits

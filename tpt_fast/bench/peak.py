@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
+
+from .. import _machine
 
 
 class Peak:
@@ -22,7 +22,7 @@ class Peak:
             self._base = torch.cuda.memory_allocated(self._device)
         else:
             _give_back()
-            self._base = _resident("VmRSS")
+            self._base = _machine.resident_bytes()
         self.bytes: int | None = 0  #: the highest peak of all calls; None where the system does not tell
 
     @property
@@ -37,11 +37,11 @@ class Peak:
             self._add(torch.cuda.max_memory_allocated(self._device))
             return result
         try:
-            Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+            _machine.reset_peak()
         except OSError:  # a container may forbid it
             self.bytes = None
         result = run()
-        self._add(_resident("VmHWM"))
+        self._add(_machine.peak_resident_bytes())
         return result
 
     def _add(self, peak: int) -> None:
@@ -54,7 +54,3 @@ def _give_back() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
     if trim is not None:
         trim(0)
-
-
-def _resident(name: str) -> int:
-    return 1024 * int(re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from .._aside import written_aside
+from .._files import written_aside
 from .rows import Row
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import re
 import subprocess
 from collections.abc import Iterable
 from datetime import datetime, timezone
@@ -15,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from .._aside import written_aside
+from .._files import written_aside
+from .._machine import cpu_name
 
 Row = dict[str, Any]
 
@@ -34,7 +34,7 @@ def machine(device: str | None = None) -> Row:
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     gpu = torch.cuda.get_device_name(place) if place.type == "cuda" else None
     return {
-        "cpu": _cpu_name(),
+        "cpu": f"{cpu_name()}, {len(os.sched_getaffinity(0))} cores",
         "threads": torch.get_num_threads(),
         "gpu": gpu,
         "torch": torch.__version__,
@@ -44,14 +44,6 @@ def machine(device: str | None = None) -> Row:
         "tpt_fast": tpt_fast.__version__,
         "commit": _commit(),
     }
-
-
-def _cpu_name() -> str:
-    try:
-        name = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())[1]
-    except (OSError, TypeError):
-        name = platform.processor() or platform.machine()
-    return f"{name}, {len(os.sched_getaffinity(0))} cores"
 
 
 def _commit() -> str | None:

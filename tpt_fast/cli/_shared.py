@@ -16,11 +16,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from .._aside import check_writable
-from .._toolkit import BuildError
+from .._files import check_writable
+from ..extension.toolkit import BuildError
 
 if TYPE_CHECKING:
-    from .._jit import Backend
+    from ..extension.load import Backend
     from ..result import TuneResult
     from ..tuner import Tuner
 
@@ -91,12 +91,12 @@ def progress_bar() -> Progress:
 
 def kernels() -> Backend:
     """Have the kernels ready, under a progress bar where they must be compiled first."""
-    from .. import _jit
+    from ..extension import load
 
     with warnings.catch_warnings(record=True) as caught, compiling() as progress:
-        warnings.simplefilter("always", _jit.BackendWarning)
+        warnings.simplefilter("always", load.BackendWarning)
         try:
-            backend = _jit.ensure(progress)
+            backend = load.ensure(progress)
         except ValueError as error:  # TPT_FAST_BACKEND is misspelt
             stop(str(error))
     for warning in caught:
@@ -106,7 +106,7 @@ def kernels() -> Backend:
 
 @contextmanager
 def compiling() -> Iterator[Any]:
-    """A callback for :func:`tpt_fast._jit.ensure` that draws a bar once there is something to compile."""
+    """A callback for :func:`tpt_fast.load.ensure` that draws a bar once there is something to compile."""
     with progress_bar() as bar:
         tasks = []
 

@@ -106,9 +106,9 @@ def _demo(repeats: int, as_json: bool) -> None:
     from .. import ops
     from ..bench.turns import take_turns
     from ..demo import PHOTO_FOLDER
-    from ..reference import tpt as published
+    from ..methods import published as published
     from ..tuner import Tuner
-    from ..views import make_views
+    from ..views.make import make_views
 
     loaded = _models.load_model(None, None, "cpu")
     backend = _shared.kernels()

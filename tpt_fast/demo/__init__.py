@@ -1,6 +1,6 @@
 """A small CLIP that ships with the package, so that everything can be tried at once, without a download.
 
-A real open_clip ``CLIP`` for 32 x 32 images, trained on CIFAR-10 by ``python -m tpt_fast.demo.train``. Importing this
+A real open_clip ``CLIP`` for 32 x 32 images, trained on CIFAR-10 by ``python -m recipes.demo.train``. Importing this
 module is cheap; ``load`` imports open_clip.
 """
 

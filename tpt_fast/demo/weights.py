@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from .._aside import written_aside
+from .._files import written_aside
 
 if TYPE_CHECKING:
     from open_clip import CLIP

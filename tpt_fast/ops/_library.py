@@ -23,5 +23,5 @@ _library.define("build_info() -> str")
 
 
 def build_info() -> str:
-    """What the compiled extension says of itself; there must be one (``_jit.ensure().name == "native"``)."""
+    """What the compiled extension says of itself; there must be one (``load.ensure().name == "native"``)."""
     return torch.ops.tpt_fast.build_info()

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .. import _jit
+from ..extension import load
 from ..reference.adamw_step import adamw_step_or_skip as reference
 from ._library import define
 
@@ -77,7 +77,7 @@ def adamw_step(
             raise TypeError(f"{name}: expected {context.dtype}, got {tensor.dtype}")
     if step is not None and (step.shape != context.shape[:1] or step.dtype != torch.int64):
         raise ValueError(f"step: expected int64 [{context.shape[0]}], got {step.dtype} {list(step.shape)}")
-    _jit.ensure()
+    load.ensure()
     results = torch.ops.tpt_fast.adamw_step(
         context, grad, exp_avg, exp_avg_sq, step, lr, *betas, eps, weight_decay, skip_nonfinite
     )

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .. import _jit
+from ..extension import load
 from ..reference import add_layer_norm as reference
 from ._library import define
 from ._types import accumulation_dtype
@@ -110,7 +110,7 @@ def add_layer_norm(
         _check(delta_bias, "delta_bias", x)
         if delta is None:
             raise ValueError("delta_bias: expected None without delta")
-    _jit.ensure()
+    load.ensure()
     outputs = torch.ops.tpt_fast.add_layer_norm(x, delta, delta_bias, weight, bias, eps)
     return AddLayerNorm(x if delta is None else outputs[0], *outputs[1:])
 
@@ -131,7 +131,7 @@ def add_layer_norm_backward(
     _check(weight, "weight", sum)
     if grad_sum is not None:
         _check(grad_sum, "grad_sum", sum, rows=True)
-    _jit.ensure()
+    load.ensure()
     return torch.ops.tpt_fast.add_layer_norm_backward(grad_normed, grad_sum, sum, mean, rstd, weight)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import _jit
+from ..extension import load
 from ..reference import bias_act as reference
 from ._library import define
 from ._types import FLOATING, accumulation_dtype
@@ -63,7 +63,7 @@ def bias_act(x: Tensor, bias: Tensor | None = None, activation: str = "gelu") ->
         TypeError: ``x`` or ``bias`` of another type.
     """
     quick = _check(x, bias, activation)
-    _jit.ensure()
+    load.ensure()
     return torch.ops.tpt_fast.bias_act(x, bias, quick)
 
 
@@ -78,7 +78,7 @@ def bias_act_(x: Tensor, bias: Tensor | None = None, activation: str = "gelu") -
     quick = _check(x, bias, activation)
     if not x.is_contiguous():
         raise ValueError(f"x: expected a contiguous tensor, got strides {x.stride()}")
-    _jit.ensure()
+    load.ensure()
     torch.ops.tpt_fast.bias_act_(x, bias, quick)
     return x
 
@@ -86,7 +86,7 @@ def bias_act_(x: Tensor, bias: Tensor | None = None, activation: str = "gelu") -
 def bias_act_backward(grad: Tensor, x: Tensor, bias: Tensor | None = None, activation: str = "gelu") -> Tensor:
     """Gradient with respect to ``x`` of :func:`bias_act`, from the gradient ``grad`` [..., width] of its result."""
     quick = _check(x, bias, activation)
-    _jit.ensure()
+    load.ensure()
     return torch.ops.tpt_fast.bias_act_backward(grad, x, bias, quick)
 
 

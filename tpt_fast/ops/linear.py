@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import _jit
+from ..extension import load
 from ..reference import linear as reference
 from ._library import define
 from .bias_act import ACTIVATIONS
@@ -64,6 +64,6 @@ def linear(
         raise ValueError(f"panels: expected {expected} with {given}, got {list(panels.shape)}")
     if bias is not None and bias.shape != (width,):
         raise ValueError(f"bias: expected [{width}], got {list(bias.shape)}")
-    _jit.ensure()
+    load.ensure()
     rows = x.reshape(-1, depth)
     return torch.ops.tpt_fast.linear(rows, panels, bias, width, _NUMBERS[activation]).view(*x.shape[:-1], width)

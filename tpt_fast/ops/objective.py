@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .. import _jit
+from ..extension import load
 from ..reference.objective import objective as reference
 from ._library import define
 
@@ -89,5 +89,5 @@ def objective(logits: Tensor, n_selected: int, selected: Tensor | None = None) -
     expected = [*logits.shape[:-2], n_selected]
     if selected is not None and (list(selected.shape) != expected or selected.dtype != torch.int64):
         raise ValueError(f"selected: expected int64 {expected}, got {selected.dtype} {list(selected.shape)}")
-    _jit.ensure()
+    load.ensure()
     return Objective(*torch.ops.tpt_fast.objective(logits, n_selected, selected))

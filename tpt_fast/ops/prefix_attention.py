@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import _jit
+from ..extension import load
 from ..reference import prefix_attention as reference
 from ._library import define
 from ._types import FLOATING
@@ -72,7 +72,7 @@ def prefix_attention(q: Tensor, kv: Tensor, offsets: Tensor, prefix: int, heads:
             a query.
     """
     _check(q, kv, offsets, prefix, heads)
-    _jit.ensure()
+    load.ensure()
     return torch.ops.tpt_fast.prefix_attention(q, kv, offsets, prefix, heads)
 
 
@@ -88,7 +88,7 @@ def prefix_attention_backward(
     for name, t, like in (("grad", grad, q), ("grad_q", grad_q, q), ("grad_kv", grad_kv, kv)):
         if t.shape != like.shape or t.dtype != like.dtype:
             raise ValueError(f"{name}: expected {like.dtype} {list(like.shape)}, got {t.dtype} {list(t.shape)}")
-    _jit.ensure()
+    load.ensure()
     torch.ops.tpt_fast.prefix_attention_backward(grad, q, kv, offsets, prefix, heads, grad_q, grad_kv)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import _jit
+from ..extension import load
 from ..reference.views import views as reference
 from ._library import define
 
@@ -53,7 +53,7 @@ def views(
             Boxes must lie inside the image and windows inside the resized box: checked for specs on the CPU; on CUDA,
             where looking would mean waiting for the device, a spec that is not so is undefined.
         table: [3, 256], float32, float16, bfloat16 or uint8: the output value of each byte of each channel, i.e. the
-            normalisation (see :func:`tpt_fast.views.normalisation_table`).
+            normalisation (see :func:`tpt_fast.views.make.normalisation_table`).
         size: S, in 1..32768.
         vertical_first_when_taller: the pass order of Pillow >= 13, which resizes the height first exactly where
             ``height > out_height`` and ``height - out_height > 2 * (width - out_width)``. False: the order before
@@ -82,5 +82,5 @@ def views(
             f"specs: expected image, specs and table on one device, got {image.device}, {specs.device} "
             f"and {table.device}"
         )
-    _jit.ensure()
+    load.ensure()
     return torch.ops.tpt_fast.views(image, specs, table, size, vertical_first_when_taller, patch)

@@ -10,14 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._checks import check_choice
 from .._modes import ON_THE_CPU, plain_modes
-from ..adapters import Unsupported, resolve_precision, text_root, token_embedding
-from ..config import ACTIVATIONS, ENGINES, check_choice
+from ..config import ACTIVATIONS, ENGINES
+from ..models.open_clip import resolve_precision, text_root, token_embedding
+from ..models.weights import Unsupported
 from ..ops._types import accumulation_dtype
-from ..prompts import Tokenizer, build_prompts, check_classnames, context_length, default_tokenizer, load_ctx
+from ..prompting.coop import load_ctx
 from .engine import Engine, Tape
 from .module import ModuleEngine
 from .packed import PackedEngine
+from .prompts import Tokenizer, build_prompts, check_classnames, context_length, default_tokenizer
 
 
 class TextEncoder:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..prompts import Prompts
+from .prompts import Prompts
 
 
 @dataclass(frozen=True)

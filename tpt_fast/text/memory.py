@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+
+from .._machine import free_bytes
 
 _CGROUP = Path("/sys/fs/cgroup")
 _UNKNOWN = 4 << 30  # assumed where the system does not tell
@@ -36,23 +37,3 @@ def plan(device: torch.device, width: int, depth: int, expansion: int, itemsize:
     working = (8 + 2 * expansion) * width * itemsize + row_bytes
     rows = max(1, min(ROWS_AT_ONCE[device.type], free // 4 // working))
     return Plan(free, rows, row_bytes, free // 3 if device.type == "cuda" else min(free // 3, KEPT_BYTES))
-
-
-def free_bytes(device: torch.device) -> int:
-    """Bytes that can still be allocated: what CUDA reports; else the least of the system's and the container's."""
-    if device.type == "cuda":
-        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + cached
-    limits = []
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                limits.append(int(line.split()[1]) << 10)
-        limit = (_CGROUP / "memory.max").read_text().strip()
-        if limit != "max":
-            used = int((_CGROUP / "memory.current").read_text())
-            cached = re.search(r"^inactive_file (\d+)$", (_CGROUP / "memory.stat").read_text(), re.MULTILINE)
-            limits.append(int(limit) - used + int(cached[1]))  # files that were read are dropped where memory is short
-    except (OSError, ValueError, TypeError):
-        pass
-    return max(0, min(limits, default=_UNKNOWN))

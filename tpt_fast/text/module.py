@@ -9,11 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..adapters import causal_reason, read_lengths, replica, text_root, token_embedding
+from .._machine import free_bytes
+from ..models.module import replica
+from ..models.open_clip import causal_reason, read_lengths, text_root, token_embedding
 from ..ops._types import accumulation_dtype
-from ..prompts import Prompts
 from .half import into_range
-from .memory import free_bytes
+from .prompts import Prompts
 
 
 @dataclass(frozen=True)

@@ -13,15 +13,16 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from ..adapters import Norm, Unsupported, read_lengths, read_text_tower, text_root
+from ..models.open_clip import read_lengths, read_text_tower, text_root
+from ..models.weights import Norm, Unsupported
 from ..ops._types import accumulation_dtype
 from ..ops.add_layer_norm import add_layer_norm, add_layer_norm_backward
 from ..ops.bias_act import bias_act, bias_act_backward
 from ..ops.prefix_attention import prefix_attention, prefix_attention_backward
-from ..prompts import Prompts
 from .half import into_range
 from .layout import Layout, pack
 from .memory import KEPT_BESIDE_LAYOUT, plan
+from .prompts import Prompts
 
 
 @dataclass
@@ -66,7 +67,7 @@ class _Chunk:
 
 
 class PackedEngine:
-    """One class list on a tower that :func:`~tpt_fast.adapters.read_text_tower` understands."""
+    """One class list on a tower that :func:`~tpt_fast.models.open_clip.read_text_tower` understands."""
 
     name = "packed"
 

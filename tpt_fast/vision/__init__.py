@@ -1,6 +1,6 @@
 """The image tower: normalised views -> normalised features."""
 
+from ..models.preprocessing import Preprocessing, preprocessing
 from .encoder import ImageEncoder
-from .preprocessing import Preprocessing, preprocessing
 
 __all__ = ["ImageEncoder", "Preprocessing", "preprocessing"]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..adapters import Unsupported, expect_known_code, is_known
+from ..models.open_clip import expect_known_code, is_known
+from ..models.preprocessing import preprocessing
+from ..models.weights import Unsupported
 from ..ops._types import accumulation_dtype
 from .module import EncodeImage, ModuleTower
-from .preprocessing import preprocessing
 from .resnet import ResNetTower
 from .vit import VitTower
 
@@ -17,7 +18,7 @@ OWN = {"VisionTransformer": VitTower, "ModifiedResNet": ResNetTower}
 
 class ImageEncoder:
     """The image tower of ``model`` with its weights in ``dtype``, which are shared with the model where it has that
-    type (and held once more where our own product is the faster one, see :mod:`tpt_fast.matrix`). The model itself
+    type (and held once more where our own product is the faster one, see :mod:`tpt_fast.models.matrix`). The model itself
     stays as it is. Calls from several threads are safe. ``engine="module"`` runs the model's own code in any case.
 
     Attributes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..adapters import replica
+from ..models.module import replica
 
 VIEWS_AT_ONCE = 64
 

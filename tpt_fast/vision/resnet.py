@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from ..adapters import Unsupported, replica
+from ..models.module import replica
+from ..models.weights import Unsupported
 from ..ops._types import accumulation_dtype
 
 VIEWS_ON_A_CPU, VIEWS_ON_A_GPU = 8, 64  # of a group

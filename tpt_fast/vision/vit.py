@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from ..adapters import Norm, Unsupported, read_blocks, read_norm
-from ..matrix import Matrix
+from ..models.matrix import Matrix
+from ..models.open_clip import read_blocks, read_norm
+from ..models.weights import Norm, Unsupported
 from ..ops._types import accumulation_dtype
 from ..ops.add_layer_norm import add_layer_norm
 from ..reference.views import patches

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import torch
 
-from . import _build
-from ._toolkit import BuildError
+from . import build
+from .toolkit import BuildError
 
 __all__ = ["Backend", "BackendWarning", "BuildError", "cache_folder", "ensure"]
 
@@ -101,13 +101,13 @@ def _choose(progress: Progress, rebuild: bool) -> Backend:
 
 
 def _load(progress: Progress, rebuild: bool) -> Path:
-    packaged = Path(__file__).parent / _build.LIBRARY
+    packaged = Path(__file__).parent.parent / build.LIBRARY
     if packaged.exists():  # built ahead of time
         torch.ops.load_library(packaged)
         return packaged
-    plan = _build.plan()
+    plan = build.plan()
     final = cache_folder() / plan.key()
-    library = final / _build.LIBRARY
+    library = final / build.LIBRARY
     if library.exists() and not rebuild:
         try:
             torch.ops.load_library(library)
@@ -119,13 +119,13 @@ def _load(progress: Progress, rebuild: bool) -> Path:
     return library
 
 
-def _store(plan: _build.Plan, final: Path, progress: Progress, unwanted: set[int]) -> None:
+def _store(plan: build.Plan, final: Path, progress: Progress, unwanted: set[int]) -> None:
     """Build ``plan`` into the folder ``final`` of the cache, unless another process has done so meanwhile.
 
     Args:
         unwanted: inode of a library that is there but must be replaced.
     """
-    cache, library = final.parent, final / _build.LIBRARY
+    cache, library = final.parent, final / build.LIBRARY
     try:
         cache.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=cache).close()
@@ -143,7 +143,7 @@ def _store(plan: _build.Plan, final: Path, progress: Progress, unwanted: set[int
             shutil.rmtree(abandoned, ignore_errors=True)
         scratch = Path(tempfile.mkdtemp(prefix=f"{final.name}.tmp-", dir=cache))
         try:
-            _build.build(plan, scratch, progress)
+            build.build(plan, scratch, progress)
             shutil.rmtree(final, ignore_errors=True)
             scratch.rename(final)
         finally:

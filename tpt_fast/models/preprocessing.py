@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from ..views import CLIP_MEAN, CLIP_STD
+from ..views.make import CLIP_MEAN, CLIP_STD
 
 
 class Preprocessing(NamedTuple):

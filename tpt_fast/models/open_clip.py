@@ -6,89 +6,15 @@ they cannot represent exactly raises :class:`Unsupported` with the reason, and t
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from ._modes import ON_THE_CPU
+from .._modes import ON_THE_CPU
+from ..ops._types import accumulation_dtype
 from .matrix import Matrix
-from .ops._types import accumulation_dtype
-
-PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-
-
-class Unsupported(Exception):
-    """A tower that the packed engines cannot represent exactly; the message is the reason."""
-
-
-@dataclass(frozen=True)
-class Norm:
-    """LayerNorm. Weight and bias [W] in the accumulation type."""
-
-    weight: Tensor
-    bias: Tensor
-    eps: float
-
-
-@dataclass(frozen=True)
-class Linear:
-    """y = x @ weight.T + bias. Weight [out, in] in the storage type; bias [out] or None: in the storage type where
-    :meth:`project` adds it, in the accumulation type where the op behind the product does."""
-
-    matrix: Matrix
-    bias: Tensor | None
-
-    def project(self, x: Tensor) -> Tensor:
-        return self.matrix.project(x, self.bias)
-
-    def rows(self, start: int, stop: int) -> Linear:
-        """Outputs ``start`` to ``stop`` only."""
-        return Linear(self.matrix.rows(start, stop), None if self.bias is None else self.bias[start:stop])
-
-
-@dataclass(frozen=True)
-class Block:
-    """One pre-norm residual attention block; a model's LayerScale is folded into ``out`` and ``proj``."""
-
-    norm1: Norm
-    qkv: Linear  # [3W, W]: queries, keys, values; adds its own bias, the others leave theirs to the op behind them
-    out: Linear
-    norm2: Norm
-    fc: Linear
-    activation: str  # "gelu" (with erf) or "quick_gelu"
-    proj: Linear
-    heads: int
-
-    def lay_out(self, *, backward: bool = False) -> None:
-        """See :meth:`Matrix.lay_out`."""
-        for linear in (self.qkv, self.out, self.fc, self.proj):
-            linear.matrix.lay_out(backward=backward)
-
-
-@dataclass(frozen=True)
-class TextWeights:
-    """A causal text tower that is read at its EOT token."""
-
-    table: Tensor  # [vocabulary, W]
-    position: Tensor  # [context length, W]
-    blocks: tuple[Block, ...]
-    norm: Norm
-    projection: Linear | None
-    dtype: torch.dtype  # storage type of the matrices and of the rows that flow through them
-
-    def lay_out(self) -> None:
-        """Hold the matrices once more as our own product reads them, and once more for gradients."""
-        for block in self.blocks:
-            block.lay_out(backward=True)
-        if self.projection is not None:
-            self.projection.matrix.lay_out(backward=True)
-
-    @property
-    def laid_out(self) -> bool:
-        return self.blocks[0].qkv.matrix.laid_out
+from .weights import PRECISIONS, Block, Linear, Norm, TextWeights, Unsupported
 
 
 def resolve_precision(precision: str | None, model: nn.Module) -> torch.dtype:
@@ -280,25 +206,3 @@ def _activation(layer: nn.Module) -> str:
 def _expect(condition: bool, reason: str) -> None:
     if not condition:
         raise Unsupported(reason)
-
-
-# --- the model's own code -------------------------------------------------------------------------------------------
-
-
-def replica(module: nn.Module, dtype: torch.dtype, left_out: nn.Module | None = None) -> nn.Module:
-    """Second module objects around the same weights (converted once where ``dtype`` differs), in evaluation mode and
-    without gradients, so that the caller's model keeps its mode, its dtype and its requires_grad.
-
-    Args:
-        left_out: a part of ``module`` that nothing will call.
-    """
-
-    def held(tensor: Tensor) -> Tensor:
-        tensor = tensor.detach().to(dtype) if tensor.is_floating_point() else tensor.detach()
-        return tensor.clone() if tensor.is_inference() else tensor  # autograd could not save it
-
-    memo: dict[int, object] = {id(p): nn.Parameter(held(p), requires_grad=False) for p in module.parameters()}
-    memo |= {id(b): held(b) for b in module.buffers()}
-    if left_out is not None:
-        memo[id(left_out)] = nn.Identity()
-    return copy.deepcopy(module, memo).eval()

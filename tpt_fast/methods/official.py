@@ -7,11 +7,12 @@ from threading import Lock
 import torch
 from torch import Tensor, nn
 
-from .batch import Classes, Stages, Tuned
-from .config import TuneConfig
-from .reference.tpt import marginal_entropy, view_entropies
-from .text import TextEncoder
-from .vision import ImageEncoder
+from .._stages import Stages
+from ..config import TuneConfig
+from ..text import TextEncoder
+from ..vision import ImageEncoder
+from .published import marginal_entropy, view_entropies
+from .tpt import Classes, Tuned
 
 INITIAL_SCALE = 1000.0  # of the published GradScaler; torch's own is 65536
 
@@ -48,7 +49,7 @@ class OfficialLoop:
         encoder._engine._module = UnderAutocast(encoder._engine._module)
 
     def __call__(self, views: Tensor, classes: Classes, config: TuneConfig, scale: Tensor, stages: Stages) -> Tuned:
-        """Of B images' views [B, N, 3, S, S]; see :func:`tpt_fast.batch.tune_features`."""
+        """Of B images' views [B, N, 3, S, S]; see :func:`tpt_fast.methods.tpt.tune_features`."""
         with self._lock:
             rows = [self._one(each, classes, config, scale, stages) for each in views]
         return Tuned(*(torch.stack(column) for column in zip(*rows, strict=True)))

@@ -2,40 +2,22 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from .bundle import Bundle
-from .config import TuneConfig
-from .graphs import Graphs
-from .ops import objective
-from .ops.adamw_step import adamw_step
-from .text import TextEncoder
+from .._stages import Stages
+from ..config import TuneConfig
+from ..graphs.bundle import Bundle
+from ..graphs.replay import Graphs
+from ..ops import objective
+from ..ops.adamw_step import adamw_step
+from ..text import TextEncoder
 
 ObjectiveFunction = Callable[[Tensor], Tensor]
-
-
-class Stages:
-    """Wall-clock seconds of named stages, summed over repeats."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, name: str):
-        started = time.perf_counter()
-        yield
-        self.add({name: time.perf_counter() - started})
-
-    def add(self, seconds: dict[str, float]) -> None:
-        for name, value in seconds.items():
-            self.seconds[name] = self.seconds.get(name, 0.0) + value
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Does tuning help the demo model? ``python -m tpt_fast.demo.evaluate --data DIR --n 1000``.
+"""Does tuning help the demo model? ``python -m recipes.demo.evaluate --data DIR --n 1000``.
 
 Zero-shot and tuned top-1 on the same test images, and the difference with a paired bootstrap interval: both answers are
 about the same image, so their difference is known far better than either accuracy. Each kind of corruption is written
@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from .._aside import written_aside
-from . import load, weights
+from tpt_fast._files import written_aside
+from tpt_fast.demo import load, weights
+
 from .corruptions import KINDS, corrupt
 from .data import load_split
 

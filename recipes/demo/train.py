@@ -1,4 +1,4 @@
-"""Train the demo model: ``python -m tpt_fast.demo.train --data DIR``.
+"""Train the demo model: ``python -m recipes.demo.train --data DIR``.
 
 Stops and resumes at any epoch: run the same command again. The learning rate is constant until ``--decay-from`` and
 then falls to zero, so a run may also be resumed with another number of ``--epochs`` before that point. When the epochs
@@ -22,8 +22,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
 from torch import Tensor, nn
 
-from .._aside import written_aside
-from . import captions, weights
+from tpt_fast._files import written_aside
+from tpt_fast.demo import weights
+
+from . import captions
 from .augment import random_views
 from .data import CLASSNAMES, Split, load_split
 from .initialise import initialise

@@ -1,7 +1,7 @@
 """Compile ``csrc/`` and ``python/`` into one shared library that torch loads.
 
 Imported by ``setup.py`` too (ahead-of-time builds), so it imports nothing of the package but its neighbour
-``_toolkit`` and torch only inside functions.
+``toolkit`` and torch only inside functions.
 """
 
 from __future__ import annotations
@@ -19,10 +19,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-try:
-    from . import _toolkit
-except ImportError:  # setup.py loads this file by itself
-    import _toolkit
+from .._machine import cpu_identity, free_host_bytes
+from . import toolkit
 
 LIBRARY = "tpt_fast.so"
 TORCH_FLOOR = (2, 10)
@@ -32,7 +30,7 @@ TORCH_TARGET = f"0x{TORCH_FLOOR[0]:02x}{TORCH_FLOOR[1]:02x}000000000000"
 
 def source_root() -> Path:
     """The folder that holds ``csrc/`` and ``python/``: inside the installed package, or beside it in a checkout."""
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parent.parent
     packaged = package / "_sources"
     return packaged if packaged.is_dir() else package.parent
 
@@ -41,7 +39,7 @@ def source_root() -> Path:
 class Plan:
     """Everything that decides what the compilers will produce; :meth:`key` names it."""
 
-    compiler: _toolkit.Tool
+    compiler: toolkit.Tool
     cxx_flags: tuple[str, ...]
     link_flags: tuple[str, ...]
     nvcc: str | None
@@ -67,22 +65,13 @@ class Plan:
         return digest.hexdigest()[:16]
 
 
-def _cpu_identity() -> str:
-    """-march=native code must not be found by another CPU that shares the cache (a home folder on a cluster)."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-        return "".join(sorted(set(re.findall(r"^(?:flags|Features|model name)\s*:.*$", text, re.MULTILINE))))
-    except OSError:
-        return platform.processor()
-
-
 def wants_cuda() -> bool:
     """Whether to build the CUDA kernels: ``TPT_FAST_CUDA`` (0 or 1) if set, else whether torch sees a GPU."""
     import torch
 
     choice = os.environ.get("TPT_FAST_CUDA")
     if choice not in {None, "", "0", "1"}:
-        raise _toolkit.BuildError(f"TPT_FAST_CUDA: expected 0 or 1, got {choice!r}")
+        raise toolkit.BuildError(f"TPT_FAST_CUDA: expected 0 or 1, got {choice!r}")
     return choice == "1" if choice else torch.version.cuda is not None and torch.cuda.is_available()
 
 
@@ -96,8 +85,8 @@ def plan(with_cuda: bool | None = None) -> Plan:
 
     version = tuple(map(int, re.findall(r"\d+", torch.__version__)[:2]))
     if version < TORCH_FLOOR:
-        raise _toolkit.BuildError(f"torch {torch.__version__} is too old: the kernels need 2.10 or later.")
-    compiler = _toolkit.cxx()
+        raise toolkit.BuildError(f"torch {torch.__version__} is too old: the kernels need 2.10 or later.")
+    compiler = toolkit.cxx()
     torch_root = Path(torch.__file__).parent
     root = source_root()
     sources = sorted([*(root / "csrc").glob("*.cpp"), *(root / "python").glob("*.cpp")])
@@ -110,15 +99,15 @@ def plan(with_cuda: bool | None = None) -> Plan:
     link_flags = ["-shared", "-ltorch_cpu", "-ltorch", "-lc10"]
     nvcc, nvcc_flags, cuda_version = None, [], None
     if wants_cuda() if with_cuda is None else with_cuda:
-        toolkit = _find_cuda(torch.version.cuda)
-        nvcc, cuda_version = toolkit.nvcc, toolkit.version
+        cuda = _find_cuda(torch.version.cuda)
+        nvcc, cuda_version = cuda.nvcc, cuda.version
         sources += sorted((root / "csrc").glob("*.cu"))
         cxx_flags += ["-DTPT_FAST_CUDA", "-DUSE_CUDA"]
-        includes.append(toolkit.include)
+        includes.append(cuda.include)
         nvcc_flags = ["-std=c++17", "-O3", "-DTPT_FAST_CUDA", "-Xcompiler=-fPIC,-fvisibility=hidden", "-lineinfo"]
-        nvcc_flags += [f"-ccbin={compiler.path}", *map(_gencode, _toolkit.architectures())]
-        link_flags += ["-ltorch_cuda", f"-l:{toolkit.runtime}"]
-        libraries.append(toolkit.library)
+        nvcc_flags += [f"-ccbin={compiler.path}", *map(_gencode, toolkit.architectures())]
+        link_flags += ["-ltorch_cuda", f"-l:{cuda.runtime}"]
+        libraries.append(cuda.library)
     return Plan(
         compiler=compiler,
         cxx_flags=tuple(cxx_flags),
@@ -128,28 +117,28 @@ def plan(with_cuda: bool | None = None) -> Plan:
         sources=tuple(map(str, sources)),
         includes=tuple(includes),
         libraries=tuple(libraries),
-        identity=f"{torch.__version__} {cuda_version} {sys.platform} {_cpu_identity()}",
+        identity=f"{torch.__version__} {cuda_version} {sys.platform} {cpu_identity()}",
     )
 
 
-def _find_cuda(torch_cuda: str | None) -> _toolkit.Cuda:
+def _find_cuda(torch_cuda: str | None) -> toolkit.Cuda:
     if torch_cuda is None:
-        raise _toolkit.BuildError(
+        raise toolkit.BuildError(
             "CUDA kernels are wanted, but this torch is a CPU build. Install a CUDA build of torch."
         )
-    toolkit = _toolkit.cuda()
-    if toolkit is None:
-        raise _toolkit.BuildError(
+    cuda = toolkit.cuda()
+    if cuda is None:
+        raise toolkit.BuildError(
             "no CUDA toolkit: looked for nvcc in CUDA_HOME, on the PATH, in /usr/local/cuda and among pip packages. "
             f"Install CUDA {torch_cuda}, or `pip install nvidia-cuda-nvcc nvidia-cuda-runtime nvidia-cuda-cccl`."
         )
-    if toolkit.version < _toolkit.MIN_NVCC or toolkit.version[0] != int(torch_cuda.partition(".")[0]):
-        found = ".".join(map(str, toolkit.version))
-        raise _toolkit.BuildError(
-            f"torch is built for CUDA {torch_cuda}, but {toolkit.nvcc} is CUDA {found}: the major versions must agree. "
+    if cuda.version < toolkit.MIN_NVCC or cuda.version[0] != int(torch_cuda.partition(".")[0]):
+        found = ".".join(map(str, cuda.version))
+        raise toolkit.BuildError(
+            f"torch is built for CUDA {torch_cuda}, but {cuda.nvcc} is CUDA {found}: the major versions must agree. "
             f"Point CUDA_HOME at a CUDA {torch_cuda} toolkit."
         )
-    return toolkit
+    return cuda
 
 
 def _gencode(architecture: str) -> str:
@@ -163,14 +152,11 @@ def _jobs() -> int:
     """Compilers at once: the cores this process may use, at 2 GB each of the memory that is free, or MAX_JOBS."""
     if limit := os.environ.get("MAX_JOBS"):
         if not limit.isdecimal():
-            raise _toolkit.BuildError(f"MAX_JOBS: expected a number, got {limit!r}")
+            raise toolkit.BuildError(f"MAX_JOBS: expected a number, got {limit!r}")
         return max(1, int(limit))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        free = int(re.search(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text())[1]) // (2 << 20)
-    except (OSError, TypeError):
-        free = cores
-    return max(1, min(cores, free))
+    free = free_host_bytes()
+    return max(1, cores if free is None else min(cores, free >> 31))
 
 
 def _quote(text: str) -> str:
@@ -231,7 +217,7 @@ def build(plan: Plan, folder: Path, progress: Callable[[int, int], None] | None 
                 lines.append(line)
     if ninja.returncode:
         output = "".join(lines)[-4000:].strip() or "nothing"
-        raise _toolkit.BuildError(f"the compilation failed. {plan.compiler.version} says:\n{output}")
+        raise toolkit.BuildError(f"the compilation failed. {plan.compiler.version} says:\n{output}")
     for rest in [*folder.glob("*.o"), *folder.glob(".ninja*")]:
         rest.unlink()
     record = {"key": plan.key(), "seconds": round(time.perf_counter() - started, 1), **asdict(plan)}

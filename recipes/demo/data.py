@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from . import CLASSNAMES
+from tpt_fast.demo import CLASSNAMES
 
 
 class Split(NamedTuple):

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import copy
 from functools import cache
-from pathlib import Path
 from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
 
-from . import _jit
-from .ops.bias_act import bias_act_
-from .ops.linear import linear, panels
-from .reference.linear import PANEL
+from .._machine import cpu_name
+from ..extension import load
+from ..ops.bias_act import bias_act_
+from ..ops.linear import linear, panels
+from ..reference.linear import PANEL
 
 _laid_out: WeakValueDictionary[tuple, Tensor] = WeakValueDictionary()
 
@@ -24,11 +24,8 @@ def own_product_is_faster() -> bool:
 
     On Zen 3 it takes 0.7 to 0.95 times as long. Other CPUs were not measured; MKL is made for Intel's.
     """
-    try:
-        amd = "AuthenticAMD" in Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
-    return amd and torch.backends.cpu.get_cpu_capability() == "AVX2" and _jit.ensure().name == "native"
+    amd = "AMD" in cpu_name()
+    return amd and torch.backends.cpu.get_cpu_capability() == "AVX2" and load.ensure().name == "native"
 
 
 def own_product_is_faster_for(weight: Tensor) -> bool:

@@ -3,41 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ._modes import ON_THE_CPU
-from .config import MOST_SEED, check_integer
-from .images import load_image
-from .ops.views import views
-
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+from .._modes import ON_THE_CPU
 
 BILINEAR, BICUBIC = 0, 1  #: filters of a spec row
 
 _TRIES = 10  # of torchvision's RandomResizedCrop before it falls back to a central crop
-
-
-PASS_ORDERS = ("pillow-12", "pillow-13")
-
-
-def pass_order() -> str:
-    """The order in which the installed Pillow resizes: "pillow-12" (and before) does the width first, but for slivers.
-
-    "pillow-13" (and after, and where there is no Pillow) does the height first where it shrinks much the more. Each
-    pass rounds to bytes, so views made in another order differ in the last bit; see :func:`tpt_fast.ops.views.views`.
-    """
-    try:
-        from PIL import __version__
-    except ImportError:
-        return "pillow-13"
-    return "pillow-13" if int(__version__.partition(".")[0]) >= 13 else "pillow-12"
 
 
 def draw_boxes(
@@ -237,97 +212,3 @@ def _plain_spec(height: int, width: int, size: int) -> tuple[int, ...]:
         out_width = int(size * width / height)
     top, left = round((out_height - size) / 2), round((out_width - size) / 2)
     return 0, 0, height, width, out_height, out_width, top, left, 0, BICUBIC
-
-
-@lru_cache(maxsize=64)
-def normalisation_table(
-    mean: tuple[float, ...] = CLIP_MEAN,
-    std: tuple[float, ...] = CLIP_STD,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str = "cpu",
-) -> Tensor:
-    """[3, 256]: what ToTensor and Normalize make of each byte of each channel, in float32, then rounded to ``dtype``.
-
-    Cached and shared: do not write to it.
-
-    Raises:
-        ValueError: not three means and three standard deviations, or a standard deviation of zero.
-    """
-    if len(mean) != 3:
-        raise ValueError(f"mean: expected 3 numbers, got {mean}")
-    if len(std) != 3 or not all(math.isfinite(s) and s != 0 for s in std):
-        raise ValueError(f"std: expected 3 numbers other than 0, got {std}")
-    levels = torch.arange(256, **ON_THE_CPU).div(255).expand(3, 256).clone()
-    levels.sub_(torch.tensor(mean, **ON_THE_CPU)[:, None]).div_(torch.tensor(std, **ON_THE_CPU)[:, None])
-    return levels.to(device, dtype)
-
-
-def make_views(
-    image: Any,
-    n_views: int = 64,
-    size: int = 224,
-    seed: int | None = 0,
-    boxes: Any = None,
-    *,
-    mean: Sequence[float] = CLIP_MEAN,
-    std: Sequence[float] = CLIP_STD,
-    dtype: torch.dtype = torch.float32,
-    generator: torch.Generator | None = None,
-    device: torch.device | str | None = None,
-    order: str | None = None,
-    patch: int | None = None,
-) -> Tensor:
-    """The views of test-time prompt tuning: view 0 the plain preprocessed image, the others random crops and flips.
-
-    The pixels equal torchvision's on PIL images to the bit (``Resize(bicubic)`` and ``CenterCrop`` for view 0,
-    ``RandomResizedCrop`` and ``RandomHorizontalFlip`` for the others, ``ToTensor``, ``Normalize``), and so do the drawn
-    crops, for the same seed.
-
-    Args:
-        image: whatever :func:`tpt_fast.images.load_image` takes.
-        n_views: N, at least 1; not used where ``boxes`` are given.
-        size: S, pixels, in 1..32768.
-        seed: of the crops; None draws them from torch's global generator, as the published code does. Not used where
-            ``boxes`` or ``generator`` are given.
-        boxes: integers [N-1, 5] (top, left, height, width, flip) instead of random ones.
-        mean: of each channel, pixels being in [0, 1]; CLIP's by default.
-        std: likewise, not 0.
-        dtype: float32, float16 or bfloat16 (rounded from float32).
-        generator: to draw the crops from. One on the CPU gives torchvision's; one on a GPU draws there
-            (:func:`draw_specs`), without waiting for it, where the views are made on that GPU.
-        device: where the views are made; the image's own device by default, which is the CPU unless it is a tensor.
-        order: "pillow-12" or "pillow-13", see :func:`pass_order`; None follows the installed Pillow.
-        patch: P, a divisor of S, to have the views cut into the patches of a vision transformer.
-
-    Returns:
-        [N, 3, S, S] in ``dtype``; with ``patch`` [N, (S / P)^2, 3 P^2], see :func:`tpt_fast.ops.views.views`.
-
-    Raises:
-        ValueError: an argument out of range, a box outside the image, or an image that cannot be used.
-        TypeError: an argument of another type.
-        OSError: an image file that cannot be read.
-    """
-    if dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        raise TypeError(f"dtype: expected torch.float32, float16 or bfloat16, got {dtype}")
-    check_integer("size", size, 1, 1 << 15)
-    if boxes is None:
-        check_integer("n_views", n_views, 1)
-        if seed is not None:
-            check_integer("seed", seed, 0, MOST_SEED)
-    if order is None:
-        order = pass_order()
-    elif order not in PASS_ORDERS:
-        raise ValueError(f"order: expected one of {', '.join(PASS_ORDERS)}, got {order!r}")
-    pixels = load_image(image)
-    if device is not None:
-        pixels = pixels.to(device)
-    height, width, _ = pixels.shape
-    if boxes is None and generator is not None and generator.device.type != "cpu":
-        specs = draw_specs(height, width, n_views, size, generator=generator)
-    else:
-        if boxes is None:
-            boxes = draw_boxes(height, width, n_views - 1, seed=seed, generator=generator)
-        specs = view_specs(height, width, torch.as_tensor(boxes, device="cpu"), size)
-        specs = specs.to(pixels.device, non_blocking=True)
-    table = normalisation_table(tuple(mean), tuple(std), dtype, pixels.device)
-    return views(pixels, specs, table, size, order == "pillow-13", patch)

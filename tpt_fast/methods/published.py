@@ -16,8 +16,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision import transforms
 
-from ..adapters import text_root
-from ..vision import preprocessing
+from ..models.open_clip import text_root
+from ..models.preprocessing import preprocessing
 
 
 class Outcome(NamedTuple):

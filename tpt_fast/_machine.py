@@ -1,0 +1,87 @@
+"""What the machine says of itself, all of it read here: processors, memory that is free, memory of this process.
+
+Imports torch only where a GPU is asked: the build, which setup.py runs too, asks for the processor.
+"""
+
+from __future__ import annotations
+
+import platform
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+_PROC, _CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
+_UNKNOWN = 4 << 30  # bytes assumed to be free where the system does not tell
+
+
+def cpu_name() -> str:
+    """The processor's name, as its maker gives it; the architecture's where that cannot be read."""
+    try:
+        return re.search(r"^model name\s*:\s*(.+)$", (_PROC / "cpuinfo").read_text(), re.MULTILINE)[1].strip()
+    except (OSError, TypeError):
+        return platform.processor() or platform.machine()
+
+
+def cpu_identity() -> str:
+    """Name and instruction sets: code compiled for this processor must not be found by another one that shares a cache
+    (a home folder on a cluster)."""
+    try:
+        text = (_PROC / "cpuinfo").read_text()
+    except OSError:
+        return platform.processor()
+    return "".join(sorted(set(re.findall(r"^(?:flags|Features|model name)\s*:.*$", text, re.MULTILINE))))
+
+
+def free_host_bytes() -> int | None:
+    """Bytes that can still be allocated: the minimum of the system's and the container's; None where neither tells."""
+    limits = []
+    try:
+        limits.append(_kilobytes("meminfo", "MemAvailable"))
+        limit = (_CGROUP / "memory.max").read_text().strip()
+        if limit != "max":
+            used = int((_CGROUP / "memory.current").read_text())
+            cached = re.search(r"^inactive_file (\d+)$", (_CGROUP / "memory.stat").read_text(), re.MULTILINE)
+            limits.append(int(limit) - used + int(cached[1]))  # files that were read are dropped where memory is short
+    except (OSError, ValueError, TypeError):
+        pass
+    return max(0, min(limits)) if limits else None
+
+
+def free_bytes(device: torch.device) -> int:
+    """Bytes that can still be allocated on ``device``."""
+    if device.type == "cuda":
+        import torch
+
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
+    free = free_host_bytes()
+    return _UNKNOWN if free is None else free
+
+
+def resident_bytes() -> int:
+    """Memory of this process that is in RAM.
+
+    Raises:
+        OSError: the system does not tell.
+    """
+    return _kilobytes("self/status", "VmRSS")
+
+
+def peak_resident_bytes() -> int:
+    """The most that :func:`resident_bytes` has been since :func:`reset_peak`; OSError likewise."""
+    return _kilobytes("self/status", "VmHWM")
+
+
+def reset_peak() -> None:
+    """Let :func:`peak_resident_bytes` start anew; OSError where the system does not allow it."""
+    (_PROC / "self/clear_refs").write_text("5")
+
+
+def _kilobytes(file: str, name: str) -> int:
+    found = re.search(rf"^{name}:\s+(\d+) kB", (_PROC / file).read_text(), re.MULTILINE)
+    if found is None:
+        raise OSError(f"{_PROC / file} has no {name}")
+    return 1024 * int(found[1])

@@ -1,0 +1,83 @@
+"""Weights of the towers, under names that do not depend on the class of the model that they were read from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .matrix import Matrix
+
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+class Unsupported(Exception):
+    """A tower that the packed engines cannot represent exactly; the message is the reason."""
+
+
+@dataclass(frozen=True)
+class Norm:
+    """LayerNorm. Weight and bias [W] in the accumulation type."""
+
+    weight: Tensor
+    bias: Tensor
+    eps: float
+
+
+@dataclass(frozen=True)
+class Linear:
+    """y = x @ weight.T + bias. Weight [out, in] in the storage type; bias [out] or None: in the storage type where
+    :meth:`project` adds it, in the accumulation type where the op behind the product does."""
+
+    matrix: Matrix
+    bias: Tensor | None
+
+    def project(self, x: Tensor) -> Tensor:
+        return self.matrix.project(x, self.bias)
+
+    def rows(self, start: int, stop: int) -> Linear:
+        """Outputs ``start`` to ``stop`` only."""
+        return Linear(self.matrix.rows(start, stop), None if self.bias is None else self.bias[start:stop])
+
+
+@dataclass(frozen=True)
+class Block:
+    """One pre-norm residual attention block; a model's LayerScale is folded into ``out`` and ``proj``."""
+
+    norm1: Norm
+    qkv: Linear  # [3W, W]: queries, keys, values; adds its own bias, the others leave theirs to the op behind them
+    out: Linear
+    norm2: Norm
+    fc: Linear
+    activation: str  # "gelu" (with erf) or "quick_gelu"
+    proj: Linear
+    heads: int
+
+    def lay_out(self, *, backward: bool = False) -> None:
+        """See :meth:`Matrix.lay_out`."""
+        for linear in (self.qkv, self.out, self.fc, self.proj):
+            linear.matrix.lay_out(backward=backward)
+
+
+@dataclass(frozen=True)
+class TextWeights:
+    """A causal text tower that is read at its EOT token."""
+
+    table: Tensor  # [vocabulary, W]
+    position: Tensor  # [context length, W]
+    blocks: tuple[Block, ...]
+    norm: Norm
+    projection: Linear | None
+    dtype: torch.dtype  # storage type of the matrices and of the rows that flow through them
+
+    def lay_out(self) -> None:
+        """Hold the matrices once more as our own product reads them, and once more for gradients."""
+        for block in self.blocks:
+            block.lay_out(backward=True)
+        if self.projection is not None:
+            self.projection.matrix.lay_out(backward=True)
+
+    @property
+    def laid_out(self) -> bool:
+        return self.blocks[0].qkv.matrix.laid_out
