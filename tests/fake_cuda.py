@@ -7,28 +7,49 @@ raises, and so does an op whose tensors lie on different devices. Neither is all
 import copy
 import weakref
 from threading import Lock
+from types import FunctionType, MethodType, ModuleType
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tpt_fast.memory import tensors
-
 DEVICE = torch.device("cuda:0")
 
 
 def on_cuda(tuner, mode: FakeTensorMode):
     """A copy of a CPU's ``tuner`` whose tensors are fakes on the GPU."""
-    memo = {id(tuner._classes.text._lock): Lock()}
+    memo = {id(tuner.classes.text._lock): Lock()}
     for tensor in tensors(tuner):
         fake = mode.from_tensor(tensor.detach())
         with mode:
             fake = fake.to(DEVICE)
         memo[id(tensor)] = torch.nn.Parameter(fake, False) if isinstance(tensor, torch.nn.Parameter) else fake
     twin = copy.deepcopy(tuner, memo)
-    twin._classes.text.device = DEVICE
+    for holder in (twin.classes.text, twin.clip.text):
+        holder.device = DEVICE
     return twin
+
+
+def tensors(thing):
+    """Every tensor that ``thing`` keeps alive through attributes, containers and bound methods."""
+    seen = {}  # the things themselves too: an id is free again when its owner is gone
+    waiting = [thing]
+    while waiting:
+        thing = waiting.pop()
+        if id(thing) in seen or isinstance(thing, (str, bytes, int, float, type, ModuleType, FunctionType)):
+            continue
+        seen[id(thing)] = thing
+        if isinstance(thing, torch.Tensor):
+            yield thing
+        elif isinstance(thing, dict):
+            waiting += thing.values()
+        elif isinstance(thing, (list, tuple, set, frozenset)):
+            waiting += thing
+        elif isinstance(thing, MethodType):
+            waiting.append(thing.__self__)
+        else:
+            waiting += getattr(thing, "__dict__", {}).values()
 
 
 class Count(TorchDispatchMode):

@@ -129,7 +129,7 @@ def test_the_floor_is_made_of_less_than_the_published_products(small):
     with FlopCounterMode(display=False) as published:
         small.published("given views")()
     with FlopCounterMode(display=False) as tower, torch.no_grad():
-        small.tuner._images.encode(small.views)
+        small.tuner.clip.image.encode(small.views)
     assert tower.get_total_flops() < flops < published.get_total_flops()
     median = 2 * flops / RATE
     assert small.facts("given views", median, RATE)["over_floor"] == pytest.approx(2, abs=1e-3)

@@ -31,12 +31,12 @@ def mode():
 
 
 def views(of, images=1):
-    return torch.empty(images, 8, 3, of._images.size, of._images.size, dtype=of._images.dtype, device=DEVICE)
+    return torch.empty(images, 8, 3, of.clip.image.size, of.clip.image.size, dtype=of.clip.image.dtype, device=DEVICE)
 
 
 def run(twin, images=1):
     with torch.no_grad(), Watch() as watch:
-        results = twin._loop(views(twin, images), twin._classes, Stages())
+        results = twin.run(twin.classes, views(twin, images), Stages())
     assert results.data.device == DEVICE
     return watch
 
@@ -64,8 +64,8 @@ def test_the_loop_stays_on_the_device(mode, case, images):
 
 
 def meddle(monkeypatch, twin, change):
-    encode = twin._images.encode
-    monkeypatch.setattr(twin._images, "encode", lambda views: change(encode(views)))
+    encode = twin.clip.image.encode
+    monkeypatch.setattr(twin.clip.image, "encode", lambda views: change(encode(views)))
 
 
 def test_another_device_is_an_obstacle(mode, monkeypatch):
@@ -80,7 +80,7 @@ def test_what_surrounds_a_replay(mode, monkeypatch):
     twin = on_cuda(tuner(), mode)
     with mode, torch.no_grad():
         given = views(twin)
-        results = twin._loop(given, twin._classes, Stages())
+        results = twin.run(twin.classes, given, Stages())
         stream = type("Stream", (), {"record_event": lambda self: None})()
         monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
         graphs = Graphs(lambda run, given: Captured(given.clone(), results, lambda: None))
@@ -99,7 +99,7 @@ def test_a_thousand_classes_fit_in_three_gigabytes(mode):
     big = Tuner(model, open_clip.zero_shot_metadata.IMAGENET_CLASSNAMES)
     twin = on_cuda(big, mode)
     with mode, torch.no_grad(), Count() as count:
-        twin._loop(torch.empty(1, 64, 196, 768, device=DEVICE), twin._classes, Stages())
+        twin.run(twin.classes, torch.empty(1, 64, 196, 768, device=DEVICE), Stages())
     weights, held = sum(p.nbytes for p in model.parameters()), big.memory().own
     print(f"model {weights / 1e9:.2f}, Tuner {held / 1e9:.2f}, loop {count.peak / 1e9:.2f} GB")
     assert count.peak > 64 * 196 * 768 * 4

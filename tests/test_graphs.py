@@ -16,7 +16,7 @@ from tpt_fast.graphs.replay import Captured, CaptureWarning, Graphs
 
 
 def computed(given):
-    return Bundle.of(2 * given, given.sum().view(1))
+    return Bundle.of({"double": 2 * given, "sum": given.sum().view(1)})
 
 
 class Recorder:
@@ -49,7 +49,8 @@ class Loop:
 
 
 def check(results, given):
-    twice, total = results.to_cpu()
+    found = results.to_cpu()
+    twice, total = found["double"], found["sum"]
     assert torch.equal(twice, 2 * given)
     assert total.item() == pytest.approx(given.sum().item())
 
@@ -165,14 +166,17 @@ def test_graphs_go_with_their_owner():
 
 
 def test_one_copy_brings_all_types_back():
-    tensors = [
-        torch.randn(2, 3),
-        torch.tensor([True, False, True]),
-        torch.arange(5).view(5, 1),
-        torch.empty(0, 4),
-        torch.randn(4, 2, dtype=torch.float64).t(),
-    ]
-    for tensor, copy in zip(tensors, Bundle.of(*tensors).clone().to_cpu(), strict=True):
+    tensors = {
+        "floats": torch.randn(2, 3),
+        "booleans": torch.tensor([True, False, True]),
+        "integers": torch.arange(5).view(5, 1),
+        "nothing": torch.empty(0, 4),
+        "doubles": torch.randn(4, 2, dtype=torch.float64).t(),
+    }
+    copies = Bundle.of(tensors).clone().to_cpu()
+    assert copies.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        copy = copies[name]
         assert copy.dtype == tensor.dtype
         assert torch.equal(copy, tensor)
         assert tensor.numel() == 0 or copy.data_ptr() != tensor.data_ptr()

@@ -6,7 +6,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from tpt_fast import TuneConfig, Tuner, _machine
-from tpt_fast.memory import measure, tensors
+from tpt_fast.memory import graph_tensors, measure
 from tpt_fast.models import matrix
 from tpt_fast.text import TextEncoder
 
@@ -77,22 +77,24 @@ def test_a_thousand_classes_leave_no_room_for_weights_laid_out(monkeypatch, ever
     vision = config["vision_cfg"] | {"layers": 1, "width": 64}
     model = open_clip.model.CLIP(config["embed_dim"], vision, config["text_cfg"])
     text = TextEncoder(model, open_clip.zero_shot_metadata.IMAGENET_CLASSNAMES[::every])
-    assert text._engine._tower.laid_out == laid_out
-    held = measure(model, {"tower": ("", text._engine._tower)}).own
+    assert text.laid_out == laid_out
+    held = measure(model, {"tower": ("", text.weights())}).own
     assert text.describe()["kept_bytes"] + held < 1.2e9
 
 
 def test_a_storage_counts_once(model):
     a = torch.zeros(100)
-    memory = measure(model, {"one": ("", [a, a[:5]]), "two": ("", {"again": a, "more": torch.zeros(7)})})
+    memory = measure(model, {"one": ("", [a, a[:5]]), "two": ("", [a, torch.zeros(7)])})
     assert [(held.own, held.shared) for held in memory.values()] == [(400, 0), (28, 0)]
-    memory = measure(model, {"theirs": ("", model.positional_embedding[:3])})
+    memory = measure(model, {"theirs": ("", [model.positional_embedding[:3]])})
     assert (memory.own, memory.shared) == (0, 4 * model.positional_embedding.numel())
 
 
 def test_a_graph_counts_what_it_saved():
     result = torch.ones(1000, requires_grad=True).exp().sin()
-    assert len({t.untyped_storage().data_ptr() for t in tensors(result)}) == 3  # exp(x), and x, which nobody else knows
+    assert (
+        len({t.untyped_storage().data_ptr() for t in graph_tensors([result])}) == 3
+    )  # exp(x), and x, which nobody else knows
 
 
 def test_table(model):

@@ -124,7 +124,7 @@ def test_look_ahead_is_bounded(tuner, images, workers):
 
 def test_views_of_the_next_image_are_made_while_this_one_runs(tuner, images, monkeypatch):
     """The first image is held in its tuning until the second one's views are there: one after the other would wait."""
-    prepare, tune, second, count = tuner._prepare, tuner._tune, threading.Event(), itertools.count(1)
+    prepare, tune, second, count = tuner.prepare, tuner.finish, threading.Event(), itertools.count(1)
 
     def prepare_and_tell(image):
         result = prepare(image)
@@ -132,12 +132,12 @@ def test_views_of_the_next_image_are_made_while_this_one_runs(tuner, images, mon
             second.set()
         return result
 
-    def tune_when_the_second_is_there(*args):
+    def tune_when_the_second_is_there(*args, **options):
         assert second.wait(30)
-        return tune(*args)
+        return tune(*args, **options)
 
-    monkeypatch.setattr(tuner, "_prepare", prepare_and_tell)
-    monkeypatch.setattr(tuner, "_tune", tune_when_the_second_is_there)
+    monkeypatch.setattr(tuner, "prepare", prepare_and_tell)
+    monkeypatch.setattr(tuner, "finish", tune_when_the_second_is_there)
     assert len(list(tuner.map(images[:3], workers=1))) == 3
 
 
@@ -160,11 +160,11 @@ def test_on_cuda_views_are_made_on_a_stream_of_their_own(tuner, images, monkeypa
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream("caller's"))
     monkeypatch.setattr(torch.cuda, "stream", nullcontext)
     beside = Beside(torch.device("cuda"))
-    task = beside.task(lambda image: said.append("prepare") or tuner._prepare(image), images[0])
+    task = beside.task(lambda image: said.append("prepare") or tuner.prepare(image), images[0])
     assert said == [("record", "caller's", True)]
     with ThreadPoolExecutor(1) as pool:
         prepared = pool.submit(task).result()
-    assert torch.equal(prepared.views, tuner._prepare(images[0]).views)
+    assert torch.equal(prepared.views, tuner.prepare(images[0]).views)
     rest = [("wait", "beside", "caller's"), "prepare", ("record", "beside", False), ("synchronize", "beside")]
     assert said[1:] == rest
 
@@ -201,10 +201,10 @@ def test_ctrl_c_stops_it(tuner, images):
 
 
 def test_an_error_of_the_tuning_itself_ends_it(tuner, images, monkeypatch):
-    def failing(*_):
+    def failing(*_, **__):
         raise MemoryError("full")
 
-    monkeypatch.setattr(tuner, "_tune", failing)
+    monkeypatch.setattr(tuner, "finish", failing)
     with pytest.raises(MemoryError, match="full"):
         list(tuner.map(Counted(images)))
     assert not left()
@@ -214,7 +214,7 @@ def test_an_error_that_is_not_the_images_ends_it(tuner, images, monkeypatch):
     def failing(image, boxes=None):
         raise ImportError("no decoder")
 
-    monkeypatch.setattr(tuner, "_prepare", failing)
+    monkeypatch.setattr(tuner, "prepare", failing)
     with pytest.raises(ImportError, match="no decoder"):
         list(tuner.map(images))
     assert not left()

@@ -178,7 +178,7 @@ def test_tune_keeps_its_tuners_and_notices_changed_weights(image, monkeypatch):
     assert not torch.equal(first.logits, tune(model, image, NAMES, **FEW).logits)
     tune(model, image, NAMES[:2], **FEW)
     assert len(made) == 3
-    kept = [key for key in tpt_fast.tuner._tuners if key[0] == id(model)]
+    kept = [key for key in tpt_fast.tuner._tuners if key[0][0] == id(model)]
     assert len(kept) == 2  # not the one of the old weights
     for factor in (0.5, -1):  # tensors whose versions are all equal
         before = tune(model, image, NAMES, **FEW)
@@ -366,6 +366,18 @@ def test_plot(tuner, image, tmp_path):
 def test_messages_for_views(tuner, views, error, message):
     with pytest.raises(error, match=message):
         tuner.tune_views(views)
+
+
+def test_an_objective_of_more_than_the_logits_is_refused(model, image):
+    """Its other terms would be lost without a word."""
+    text = torch.nn.Parameter(torch.randn(3, 4))
+    message = r"objective: .* also depends on 1 other tensors with a gradient \(\[3, 4\]\): their part would be lost"
+    with pytest.raises(ValueError, match=message):
+        tune(model, image, NAMES, **FEW, objective=lambda logits: logits.logsumexp(-1).mean() + text.square().sum())
+    detached = tune(
+        model, image, NAMES, **FEW, objective=lambda logits: logits.logsumexp(-1).mean() + text.detach().square().sum()
+    )
+    assert detached.status == "tuned"
 
 
 def test_messages(model, image):

@@ -64,8 +64,8 @@ def test_replays_are_the_eager_bits(model, precision, steps):
     eager = tuner(model, precision=precision, steps=steps, cuda_graphs=False)
     graphed = tuner(model, precision=precision, steps=steps)
     results = [graphed(PHOTO) for _ in range(4)]
-    assert graphed._classes.graphs.why_eager is None
-    assert any(graphed._classes.graphs._captured.values())
+    assert graphed.graphs.why_eager is None
+    assert graphed.graphs.captured
     assert results[-1].engines["loop"] == "CUDA graph"
     want = eager(PHOTO)
     assert want.engines["loop"] == "eager"
@@ -90,7 +90,7 @@ def test_threads_capture_with_handles_of_their_own(model):
     results = [graphed(PHOTO)]
     with ThreadPoolExecutor(1) as other:
         results += [other.submit(graphed, PHOTO).result() for _ in range(2)]
-    assert graphed._classes.graphs.why_eager is None
+    assert graphed.graphs.why_eager is None
     for result in results[1:]:
         same_bits(result, results[0])
 
@@ -99,10 +99,10 @@ def test_the_loop_waits_for_nothing(model):
     for steps in (1, 3):
         waiting = tuner(model, steps=steps, cuda_graphs=False)
         views = torch.randn(2, 16, 3, 64, 64, device="cuda")
-        waiting._loop(views, waiting._classes, Stages())
+        waiting.run(waiting.classes, views, Stages())
         torch.cuda.set_sync_debug_mode("error")
         try:
-            waiting._loop(views, waiting._classes, Stages())
+            waiting.run(waiting.classes, views, Stages())
         finally:
             torch.cuda.set_sync_debug_mode("default")
 

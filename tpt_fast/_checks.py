@@ -1,26 +1,36 @@
-"""Checks of arguments: each names the argument, what was expected and what came."""
+"""Checks of arguments: each names the argument, what was expected and what came.
+
+NumPy's scalars count as the Python numbers that they stand for.
+"""
 
 from __future__ import annotations
 
 import math
+import numbers
+from collections.abc import Callable, Sequence
 
 MAX_SEED = 2**64 - 1  # that a generator takes
 
 
-def check_integer(name: str, value: object, least: int, most: int | None = None) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
+def check_integer(name: str, value: object, minimum: int, maximum: int | None = None) -> None:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{name}: expected an int, got {type(value).__name__} {value!r}")
-    if value < least or (most is not None and value > most):
-        raise ValueError(f"{name}: expected {least} {'or more' if most is None else f'to {most}'}, got {value}")
+    if value < minimum or (maximum is not None and value > maximum):
+        raise ValueError(f"{name}: expected {minimum} {'or more' if maximum is None else f'to {maximum}'}, got {value}")
 
 
-def check_number(name: str, value: object, expected: str, fits) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+def check_number(name: str, value: object, expected: str, fits: Callable[[float], bool]) -> None:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name}: expected {expected}, got {type(value).__name__} {value!r}")
     if not math.isfinite(value) or not fits(value):
         raise ValueError(f"{name}: expected {expected}, got {value}")
 
 
-def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
     if value not in choices:
         raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
+
+
+def check_bool(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}: expected True or False, got {type(value).__name__} {value!r}")

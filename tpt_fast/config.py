@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import difflib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from torch import Tensor
 
-from ._checks import MAX_SEED, check_choice, check_integer, check_number
+from ._checks import MAX_SEED, check_bool, check_choice, check_integer, check_number
+from ._fields import described, document
+from .methods import METHODS, Method, make_method, n_selected
 from .views.decode import DECODERS
 
 PRECISIONS = ("fp32", "fp16", "bf16")
-ENGINES = ("auto", "packed", "module")
+ENGINES = ("auto", "packed", "module")  # of the text tower
 ACTIVATIONS = ("keep", "recompute")
 
 
@@ -23,44 +27,78 @@ class TuneConfig:
         TypeError, ValueError: naming the option, what was expected and what came.
     """
 
-    n_views: int = 64
-    """Views of the image, 2 or more; the first is the plain image. Paper: 64."""
-    rho: float = 0.1
-    """Part of the views that is kept, in (0, 1]: the int(n_views * rho) most confident, at least one. Paper: 0.1."""
-    steps: int = 1
-    """AdamW steps, 0 or more; 0 is zero-shot classification. Paper: 1."""
-    lr: float = 5e-3
-    """Learning rate, 0 or more. Paper: 5e-3."""
-    weight_decay: float = 0.01
-    """AdamW's decoupled weight decay, 0 or more. Published code: 0.01, torch's default."""
-    ctx_init: str = "a photo of a"
-    """Words whose embeddings the context starts from. "[CLS]" marks the place of the class name, which otherwise comes
-    last. Paper: "a photo of a"."""
-    n_ctx: int | None = None
-    """Number of context vectors for a random start (normal, deviation 0.02, from ``seed``) instead of ``ctx_init``."""
-    ctx: Tensor | str | os.PathLike | None = None
-    """Context to start from, before ``ctx_init``: a float tensor [n_ctx, width], class-specific [C, n_ctx, width], or
-    the path of a CoOp checkpoint."""
-    precision: str = "fp32"
-    """What the towers hold their weights in: "fp32", "fp16" or "bf16". Logits, loss and context are float32 always.
-    "fp32" leaves it to PyTorch whether a GPU's products round to TF32: of convolutions, which ResNets have, they do
-    unless ``torch.backends.cudnn.allow_tf32`` is False."""
-    seed: int = 0
-    """Seed of the views (the same for every image, so results do not depend on the order) and of a random context."""
-    strict_official: bool = False
-    """Follow the published code where the defaults are better: views are drawn from torch's global generator, and fewer
-    than one kept view is an error. With precision "fp16" also its precision, and its speed: float32 weights under
-    autocast, fp16 logits, and a GradScaler that all images share."""
-    engine: str = "auto"
-    """How the text tower runs: "packed" computes what the classes share once, "module" is the model's own code, "auto"
-    takes "packed" where it is exact."""
-    activations: str = "keep"
-    """"keep" the text tower's activations for the backward pass, as far as memory allows, or "recompute" them."""
-    decoder: str = "pillow"
-    """What decodes JPEG files: "pillow", as published, or "torchvision" on the model's device, which on a GPU is faster
-    and rounds differently."""
-    cuda_graphs: bool = True
-    """On CUDA, capture the loop once for each number of images at a time and replay it; not with an own objective."""
+    n_views: int = described("Views of the image, 2 or more; the first is the plain image. Paper: 64.", 64)
+    rho: float = described(
+        "Part of the views that is kept, in (0, 1]: the int(n_views * rho) most confident, at least one. Paper: 0.1.",
+        0.1,
+    )
+    steps: int = described("AdamW steps, 0 or more; 0 is zero-shot classification. Paper: 1.", 1)
+    lr: float = described("Learning rate, 0 or more. Paper: 5e-3.", 5e-3)
+    weight_decay: float = described(
+        "AdamW's decoupled weight decay, 0 or more. Published code: 0.01, torch's default.", 0.01
+    )
+    ctx_init: str = described(
+        'Words whose embeddings the context starts from. "[CLS]" marks the place of the class name, which '
+        'otherwise comes last. Paper: "a photo of a".',
+        "a photo of a",
+    )
+    n_ctx: int | None = described(
+        "Number of context vectors for a random start (normal, deviation 0.02, from the seed) instead of ctx_init.",
+        None,
+    )
+    ctx: Tensor | str | os.PathLike | None = described(
+        "Context to start from, before ctx_init: a float tensor [n_ctx, width], class-specific [C, n_ctx, width],"
+        " or the path of a CoOp checkpoint.",
+        None,
+    )
+    precision: str = described(
+        'What the towers hold their weights in: "fp32", "fp16" or "bf16". Logits, loss and context are float32 '
+        'always. "fp32" leaves it to PyTorch whether a GPU\'s products round to TF32: of convolutions, which '
+        "ResNets have, they do unless torch.backends.cudnn.allow_tf32 is False.",
+        "fp32",
+    )
+    seed: int = described(
+        "Seed of the views (the same for every image, so results do not depend on the order) and of a random context.",
+        0,
+    )
+    method: str | Method = described(
+        'What is done with the views: a name ("tpt", "official") or a tpt_fast.methods.Method of your own.', "tpt"
+    )
+    strict_official: bool = described(
+        'The old name of method="official": follow the published code where the defaults are better. Views are '
+        'drawn from torch\'s global generator, and fewer than one kept view is an error. With precision "fp16" '
+        "also its precision, and its speed: float32 weights under autocast, fp16 logits, and a GradScaler that "
+        "all images share.",
+        False,
+    )
+    engine: str = described(
+        'How the text tower runs: "packed" computes what the classes share once, "module" is the model\'s own '
+        'code, "auto" takes "packed" where it is exact.',
+        "auto",
+    )
+    activations: str = described(
+        '"keep" the text tower\'s activations for the backward pass, as far as memory allows, or "recompute" them.',
+        "keep",
+    )
+    decoder: str = described(
+        'What decodes JPEG files: "pillow", as published, or "torchvision" on the model\'s device, which on a GPU '
+        "is faster and rounds differently.",
+        "pillow",
+    )
+    cuda_graphs: bool = described(
+        "On CUDA, capture the loop once for each number of images at a time and replay it; not with an own objective.",
+        True,
+    )
+
+    if not TYPE_CHECKING:  # whose checkers know the names
+
+        def __new__(cls, *values, **options):
+            names = [each.name for each in fields(cls)]
+            for unknown in options.keys() - set(names):
+                close = difflib.get_close_matches(unknown, names, 1)
+                hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(names)}"
+                raise TypeError(f"{unknown}: expected an option of TuneConfig; {hint}")
+            return super().__new__(cls)
 
     def __post_init__(self) -> None:
         check_integer("n_views", self.n_views, 2)
@@ -79,12 +117,38 @@ class TuneConfig:
         check_choice("engine", self.engine, ENGINES)
         check_choice("activations", self.activations, ACTIVATIONS)
         check_choice("decoder", self.decoder, DECODERS)
-        for name in ("strict_official", "cuda_graphs"):
-            if not isinstance(value := getattr(self, name), bool):
-                raise TypeError(f"{name}: expected True or False, got {type(value).__name__} {value!r}")
+        check_bool("strict_official", self.strict_official)
+        check_bool("cuda_graphs", self.cuda_graphs)
+        self._settle_method()
         if self.autocasts and self.engine == "packed":
             raise ValueError("engine: expected 'auto' or 'module' with strict_official and fp16, got 'packed'")
-        self.n_selected(self.n_views)
+        self.make_method().check(self.n_views)
+
+    def _settle_method(self) -> None:
+        """``method`` and its old name say the same."""
+        if not isinstance(self.method, Method):
+            if not isinstance(self.method, str):
+                raise TypeError(
+                    f"method: expected a name or a tpt_fast.methods.Method, got {type(self.method).__name__}"
+                )
+            check_choice("method", self.method, tuple(METHODS))
+        if self.strict_official and self.method not in ("tpt", "official"):
+            raise ValueError(f"strict_official: expected False with method {self.method!r}")
+        official = self.strict_official or self.method == "official"
+        object.__setattr__(self, "strict_official", official)
+        if official:
+            object.__setattr__(self, "method", "official")
+
+    def make_method(self, **arguments: Any) -> Method:
+        """The method, with those of these options that it has.
+
+        Args:
+            arguments: further ones of the method's own.
+        """
+        if isinstance(self.method, Method):
+            return self.method
+        given = {name: getattr(self, name) for name in ("rho", "steps", "lr", "weight_decay")}
+        return make_method(self.method, given, **arguments)
 
     @property
     def autocasts(self) -> bool:
@@ -97,7 +161,28 @@ class TuneConfig:
         Raises:
             ValueError: none, and ``strict_official`` (the published code fails there too).
         """
-        kept = int(n_views * self.rho)
-        if kept == 0 and self.strict_official:
-            raise ValueError(f"rho: int({n_views} views * {self.rho}) keeps none, and the published code needs one")
-        return max(kept, 1)
+        return n_selected(n_views, self.rho, strict=self.strict_official)
+
+
+class TuneOptions(TypedDict, total=False):
+    """The fields of :class:`TuneConfig` as keyword options, for type checkers."""
+
+    n_views: int
+    rho: float
+    steps: int
+    lr: float
+    weight_decay: float
+    ctx_init: str
+    n_ctx: int | None
+    ctx: Tensor | str | os.PathLike | None
+    precision: str
+    seed: int
+    method: str | Method
+    strict_official: bool
+    engine: str
+    activations: str
+    decoder: str
+    cuda_graphs: bool
+
+
+document(TuneConfig)

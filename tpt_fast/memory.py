@@ -1,10 +1,9 @@
-"""What a Tuner holds in memory, and why: found by walking from its parts to the storages they keep alive."""
+"""What a Tuner holds in memory, and why: each of its parts names its tensors, and storages are counted once."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 from torch import Tensor, nn
@@ -41,13 +40,13 @@ class Memory(dict[str, Held]):
         return "\n".join(lines)
 
 
-def measure(model: nn.Module, parts: dict[str, tuple[str, Any]]) -> Memory:
-    """Sizes of ``parts``, each a reason and an object, some of whose storages may be the model's."""
+def measure(model: nn.Module, parts: dict[str, tuple[str, Iterable[Tensor]]]) -> Memory:
+    """Sizes of ``parts``, each a reason and its tensors, some of whose storages may be the model's."""
     theirs = {storage for tensor in (*model.parameters(), *model.buffers()) for storage, _ in _storage(tensor)}
     counted: set[int] = set()
     memory = Memory()
-    for part, (why, thing) in parts.items():
-        sizes = {storage: size for tensor in tensors(thing) for storage, size in _storage(tensor)}
+    for part, (why, tensors) in parts.items():
+        sizes = {storage: size for tensor in tensors for storage, size in _storage(tensor)}
         sizes = {storage: size for storage, size in sizes.items() if storage not in counted}
         counted |= sizes.keys()
         shared = sum(size for storage, size in sizes.items() if storage in theirs)
@@ -55,29 +54,21 @@ def measure(model: nn.Module, parts: dict[str, tuple[str, Any]]) -> Memory:
     return memory
 
 
-def tensors(thing: Any) -> Iterator[Tensor]:
-    """Every tensor that ``thing`` keeps alive through attributes, containers, bound methods and autograd graphs."""
-    seen: dict[int, Any] = {}  # the things themselves too: an id is free again when its owner is gone
-    waiting = [thing]
+def graph_tensors(results: Iterable[Tensor]) -> Iterator[Tensor]:
+    """``results`` and every tensor that their autograd graphs have saved for a backward pass."""
+    waiting: list[Any] = []
+    for result in results:
+        yield result
+        waiting.append(result.grad_fn)
+    seen = {None}
     while waiting:
-        thing = waiting.pop()
-        if id(thing) in seen or isinstance(thing, (str, bytes, int, float, type, ModuleType, FunctionType)):
+        node = waiting.pop()
+        if node in seen:
             continue
-        seen[id(thing)] = thing
-        if isinstance(thing, Tensor):
-            yield thing
-            waiting.append(thing.grad_fn)
-        elif isinstance(thing, dict):
-            waiting += thing.values()
-        elif isinstance(thing, (list, tuple, set, frozenset)):
-            waiting += thing
-        elif isinstance(thing, MethodType):
-            waiting.append(thing.__self__)
-        elif hasattr(thing, "next_functions"):  # a node of a graph, with what it has saved for its backward pass
-            waiting += [node for node, _ in thing.next_functions]
-            waiting += [getattr(thing, name) for name in dir(thing) if name.startswith("_saved_") or name == "variable"]
-        else:
-            waiting += getattr(thing, "__dict__", {}).values()
+        seen.add(node)
+        waiting += [following for following, _ in node.next_functions]
+        saved = [getattr(node, name) for name in dir(node) if name.startswith("_saved_") or name == "variable"]
+        yield from (each for each in saved if isinstance(each, Tensor))
 
 
 def _storage(tensor: Tensor) -> Iterator[tuple[int, int]]:

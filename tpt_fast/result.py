@@ -1,14 +1,24 @@
-"""What tuning one image gives back."""
+"""What classifying one image gives back."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+import io
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
+from ._fields import described, document
 from ._modes import ON_THE_CPU
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+T = TypeVar("T")
 
 
 class Prediction(NamedTuple):
@@ -19,32 +29,84 @@ class Prediction(NamedTuple):
     prob: float
 
 
+class Extra(Generic[T]):
+    """Documents what some methods put into ``TuneResult.extra``, and reads it from there."""
+
+    def __init__(self, meaning: str) -> None:
+        self.__doc__ = meaning
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, result: TuneResult | None, owner: type) -> T:
+        if result is None:
+            return self  # type: ignore[return-value]
+        if self._name not in result.extra:
+            raise AttributeError(self._name)  # TuneResult.__getattr__ says more
+        return result.extra[self._name]
+
+    def __set__(self, result: TuneResult, value: T) -> None:
+        raise AttributeError(f"{self._name}: a result cannot be changed")
+
+
 @dataclass(frozen=True, repr=False, eq=False)
 class TuneResult:
     """C classes, N views of which K were kept, context of n_ctx vectors (class-specific contexts have C of them, [C,
     n_ctx, width]). Tensors are float32 on the CPU."""
 
-    classnames: tuple[str, ...]
-    logits: Tensor  #: [C] of view 0 with the tuned context, with the model's logit bias if it has one
-    zero_shot_logits: Tensor  #: [C] of view 0 with the initial context
-    ctx_init: Tensor  #: [n_ctx, width]
-    ctx: Tensor  #: [n_ctx, width], tuned
-    entropies: Tensor  #: [N] of each view's class probabilities with the initial context, in nats
-    selected: Tensor  #: [K] int64, the kept views, ascending in entropy; an own objective does not see this choice
-    loss: float  #: marginal entropy of the kept views before the first step; an own objective's value, if there is one
-    loss_after: float  #: the same with the tuned context
-    grad: Tensor  #: [n_ctx, width] gradient of the last step
-    status: str  #: "tuned"; "skipped", the zero-shot answer, if loss, gradient or answer was not finite; or "failed"
-    #: seconds of each stage; a GPU works on behind them, until "predict"
-    timings: dict[str, float] = field(default_factory=dict)
-    engines: dict[str, str] = field(default_factory=dict)  #: what ran: ops, text tower, image tower, loop, device, ...
-    text: dict[str, Any] = field(default_factory=dict)  #: what the text tower chose: TextEncoder.describe()
-    views: Tensor | None = None  #: [N, 3, S, S] normalised, kept only if asked for (``keep_views=True``)
-    error: BaseException | None = None  #: why a stream's image could not be read: "failed", and every number is NaN
+    classnames: tuple[str, ...] = described("the C names as they were given")
+    logits: Tensor = described(
+        "[C] of the image by the method: view 0 with the tuned context; with the model's logit bias"
+    )
+    zero_shot_logits: Tensor = described("[C] of view 0 with the initial context")
+    ctx_init: Tensor = described("[n_ctx, width], the initial context")
+    status: str = described(
+        '"tuned"; "skipped", the zero-shot answer, if loss, gradient or answer was not finite; or "failed"'
+    )
+    method: str = described("name of the method", default="tpt")
+    extra: Mapping[str, Any] = described("what the method has to tell besides, by name", factory=dict)
+    timings: dict[str, float] = described(
+        'seconds of each stage and their "total"; a GPU works on behind them, until "predict"', factory=dict
+    )
+    engines: dict[str, str] = described(
+        "what ran: ops, text tower, image tower (and why not the fast ones), loop, device, order of resampling",
+        factory=dict,
+    )
+    text: dict[str, Any] = described("what the text tower chose: TextEncoder.describe()", factory=dict)
+    views: Tensor | None = described("[N, 3, S, S] normalised, kept only if asked for (keep_views=True)", default=None)
+    error: BaseException | None = described(
+        'why the image could not be read: the status is "failed", and numbers are NaN', default=None
+    )
+
+    ctx = Extra[Tensor]("[n_ctx, width], tuned")
+    grad = Extra[Tensor]("[n_ctx, width] gradient of the last step")
+    entropies = Extra[Tensor]("[N] of each view's class probabilities with the initial context, in nats")
+    selected = Extra[Tensor](
+        "[K] int64, the kept views, ascending in entropy; an own objective does not see this choice"
+    )
+    loss = Extra[float](
+        "marginal entropy of the kept views before the first step; an own objective's value, if there is one"
+    )
+    loss_after = Extra[float]("the same with the tuned context")
+
+    def __getattr__(self, name: str) -> Any:
+        """Whatever the method has put into ``extra``."""
+        extra = self.__dict__.get("extra", {})
+        if name in extra:
+            return extra[name]
+        error = self.__dict__.get("error")
+        if error is not None and isinstance(vars(TuneResult).get(name), Extra):
+            raise ValueError(f"no {name}, the image could not be read: {error}") from error
+        if name.startswith("__") or "method" not in self.__dict__:
+            raise AttributeError(name)
+        raise AttributeError(
+            f"a result of method {self.method!r} has no {name!r}; beside its fields it has "
+            f"{', '.join(extra) or 'nothing'}"
+        )
 
     @property
     def probs(self) -> Tensor:
-        """[C] class probabilities with the tuned context."""
+        """[C] class probabilities by the method."""
         return self.logits.softmax(-1)
 
     @property
@@ -89,7 +151,7 @@ class TuneResult:
         if self.error is not None:
             raise ValueError(f"no prediction, the image could not be read: {self.error}") from self.error
 
-    def plot(self, path=None):
+    def plot(self, path: str | os.PathLike | None = None) -> Figure:
         """Draw the views with their entropies, the kept ones framed, and the class probabilities before and after.
 
         Args:
@@ -107,36 +169,56 @@ class TuneResult:
 
         return plot(self, path)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Tensors, numbers and strings by name, without views: ``torch.save`` writes and ``torch.load`` reads it."""
+        known = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in ("views", "extra")}
+        known["classnames"] = list(self.classnames)
+        known["error"] = None if self.error is None else str(self.error)
+        if self.error is None:
+            known |= {"label": self.label, "index": self.index, "prob": self.topk(1)[0].prob}
+        return known | dict(self.extra)
+
+    def _repr_png_(self) -> bytes | None:
+        """The picture, in a notebook, where views were kept and matplotlib is there."""
+        if self.views is None or self.error is not None:
+            return None
+        try:
+            figure, png = self.plot(), io.BytesIO()
+        except ImportError:
+            return None
+        figure.savefig(png, format="png", dpi=80)
+        return png.getvalue()
+
     def __repr__(self) -> str:
         if self.error is not None:
             return f"TuneResult(failed: {self.error!r})"
         top = ", ".join(f"{p.label} {p.prob:.1%}" for p in self.topk(3))
-        return (
-            f"TuneResult({self.label!r}: {top}; zero-shot {self.zero_shot_label!r} {self.zero_shot_probs.max():.1%}; "
-            f"loss {self.loss:.4f} -> {self.loss_after:.4f}, {len(self.selected)} of {len(self.entropies)} views kept; "
-            f"{self.status}, "
-            f"{1e3 * self.timings.get('total', float('nan')):.0f} ms)"
-        )
+        said = [f"{self.label!r}: {top}; zero-shot {self.zero_shot_label!r} {self.zero_shot_probs.max():.1%}"]
+        if "loss" in self.extra and "loss_after" in self.extra:
+            said.append(f"loss {self.loss:.4f} -> {self.loss_after:.4f}")
+        if "selected" in self.extra and "entropies" in self.extra:
+            said.append(f"{len(self.selected)} of {len(self.entropies)} views kept")
+        said.append(f"{self.method} {self.status}, {1e3 * self.timings.get('total', math.nan):.0f} ms")
+        return f"TuneResult({'; '.join(said)})"
+
+
+_EXTRAS = {name: each.__doc__ for name, each in vars(TuneResult).items() if isinstance(each, Extra)}
+document(TuneResult, {name: f"{meaning}; if the method has it" for name, meaning in _EXTRAS.items()})
 
 
 def failed(
-    error: BaseException, classnames: tuple[str, ...], ctx_init: Tensor, n_views: int, engines: dict[str, str]
+    error: BaseException, classnames: tuple[str, ...], ctx_init: Tensor, method: str, engines: dict[str, str]
 ) -> TuneResult:
     """The result of an image that could not be read."""
-    nan = float("nan")
-    nothing = torch.full((len(classnames),), nan, **ON_THE_CPU)
+    nothing = torch.full((len(classnames),), math.nan, **ON_THE_CPU)
     return TuneResult(
         classnames=classnames,
         logits=nothing,
         zero_shot_logits=nothing.clone(),
         ctx_init=ctx_init,
-        ctx=torch.full_like(ctx_init, nan),
-        entropies=torch.full((n_views,), nan, **ON_THE_CPU),
-        selected=torch.empty(0, dtype=torch.int64, device="cpu"),
-        loss=nan,
-        loss_after=nan,
-        grad=torch.full_like(ctx_init, nan),
         status="failed",
+        method=method,
+        extra={"loss": math.nan, "loss_after": math.nan},
         engines=engines,
         error=error,
     )

@@ -1,42 +1,49 @@
-"""Test-time prompt tuning of one image: views, encode, objective, update, predict."""
+"""Images in, results out: prepare, encode, method, result."""
 
 from __future__ import annotations
 
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from threading import Lock
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from ._machine import free_bytes
 from ._modes import plain_modes
 from ._stages import Stages
-from .config import TuneConfig
+from .clip import Clip
+from .config import TuneConfig, TuneOptions
 from .extension import load
 from .graphs.bundle import Bundle
 from .graphs.replay import Graphs
 from .memory import Held, Memory, measure
-from .methods.tpt import Classes, ObjectiveFunction, Tuned, tune_features
-from .models.open_clip import text_root, token_embedding
+from .methods import Method
+from .methods.tpt import ObjectiveFunction
 from .models.preprocessing import preprocessing
-from .models.weights import PRECISIONS
 from .prompting.coop import load_ctx
 from .result import TuneResult, failed
-from .stream import stream
+from .stream import Prepared, Steps, stream
 from .text import TextEncoder
+from .text.classes import Classes
 from .text.prompts import check_classnames
 from .views.crops import draw_boxes
-from .views.decode import UNREADABLE, load_image
+from .views.decode import UNREADABLE, ImageLike, load_image
 from .views.make import make_views, pass_order
-from .vision import ImageEncoder
-
-if TYPE_CHECKING:
-    from .methods.official import OfficialLoop
 
 BATCH_BYTES = 2 << 30  # of views and kept activations at once, on the CPU
+
+
+class _Loop(NamedTuple):
+    """What one class list runs: replaced whole, so calls under way finish with the old one."""
+
+    classes: Classes
+    start: Tensor  # the initial context, float32 on the CPU
+    graphs: Graphs | None  # of the loop, where it is captured
 
 
 class Tuner:
@@ -46,12 +53,18 @@ class Tuner:
     need a new Tuner. Calls from several threads are safe.
 
     Args:
-        model: an open_clip ``CLIP`` or ``CustomTextCLIP`` on any device.
+        model: an open_clip ``CLIP`` or ``CustomTextCLIP`` on any device; or a :class:`~tpt_fast.clip.Clip`, whose
+            weights several Tuners share (``Tuner(tuner.clip, other_names)``).
         classnames: C names; ``_`` reads as a space, duplicates are legal.
         config: :class:`TuneConfig`.
         tokenizer: callable ``texts -> int64 [n, context length]``; default: the model's own.
         objective: what to minimise instead of the marginal entropy: a function of the logits [N, C] of all views,
-            differentiable by torch, that returns a scalar.
+            differentiable by torch, that returns a scalar. Of the logits alone: a loss that depends on other tensors
+            with a gradient is refused.
+
+    Attributes:
+        clip: the model as it was read; config: as given.
+        method: the :class:`~tpt_fast.methods.Method` that runs.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
@@ -60,11 +73,11 @@ class Tuner:
     @plain_modes
     def __init__(
         self,
-        model: nn.Module,
+        model: nn.Module | Clip,
         classnames: Sequence[str],
         config: TuneConfig | None = None,
         *,
-        tokenizer: Callable | None = None,
+        tokenizer: Callable[..., Tensor] | None = None,
         objective: ObjectiveFunction | None = None,
     ) -> None:
         if config is not None and not isinstance(config, TuneConfig):
@@ -72,26 +85,9 @@ class Tuner:
         if objective is not None and not callable(objective):
             raise TypeError(f"objective: expected a function of the logits, got {type(objective).__name__}")
         self.config = config or TuneConfig()
-        self.preprocessing = preprocessing(model)
-        self._model, self._tokenizer, self._objective = model, tokenizer, objective
+        self.method = _method(self.config, objective)
         self._backend = load.ensure()
-        self._scale = model.logit_scale.detach().float().exp().reshape(())
-        bias = getattr(model, "logit_bias", None)  # of models trained by a sigmoid loss
-        self._bias = None if bias is None else bias.detach().float().reshape(())
-        if self.device.type not in ("cpu", "cuda"):
-            raise ValueError(f"model: expected it on the CPU or on CUDA, got it on {self.device}")
-        self._official: OfficialLoop | None = None
-        if self.config.autocasts:
-            if objective is not None:
-                raise ValueError("objective: expected None with strict_official and fp16, which has its own")
-            from .methods.official import (
-                OfficialLoop,  # the plain algorithm's imports are slow, and nothing else needs them
-            )
-
-            self._images = ImageEncoder(model, torch.float32, "module")
-            self._official = OfficialLoop(self._images, self.device)
-        else:
-            self._images = ImageEncoder(model, PRECISIONS[self.config.precision])
+        self.clip = _clip(model, self.config, tokenizer)
         self.set_classnames(classnames)
 
     @plain_modes
@@ -101,44 +97,52 @@ class Tuner:
         Raises:
             TypeError, ValueError: names or a context that do not fit; the old list stays.
         """
-        config, names = self.config, check_classnames(classnames)
-        width = token_embedding(text_root(self._model)).weight.shape[1]
-        ctx = None if config.ctx is None else load_ctx(config.ctx, width)
+        config, clip, names = self.config, self.clip, check_classnames(classnames)
+        ctx = None if config.ctx is None else load_ctx(config.ctx, clip.text.width)
         different = list(dict.fromkeys(names))
         if ctx is not None and ctx.dim() == 3:  # class-specific contexts tell equal names apart
             different = list(names)
         text = TextEncoder(
-            self._model,
+            clip.text,
             different,
             config.ctx_init,
             n_ctx=config.n_ctx,
             ctx=ctx,
             seed=config.seed,
-            tokenizer=self._tokenizer,
-            engine="module" if config.autocasts else config.engine,
-            precision="fp32" if config.autocasts else config.precision,
             activations=config.activations,
         )
-        if self._official is not None:
-            self._official.put_under_autocast(text)
-        else:
+        if not clip.autocast:
             text.initial()
-        inverse, places = _repeats(names, different, text.device) if len(different) < len(names) else (None, None)
-        captures = config.cuda_graphs and self._objective is None and not config.autocasts
+        classes = Classes.of(names, text, clip.scale, clip.bias)
         # Autograd runs a module's backward pass on the stream of its forward pass, which is not the capture's.
-        captures = captures and text.device.type == "cuda" and text.engine == "packed"
-        start = text.ctx_init.float().cpu().clone()
-        self._classes = Classes(names, text, start, inverse, places, self._bias, Graphs() if captures else None)
+        captures = self.device.type == "cuda" and text.engine == "packed"
+        captures = captures and config.cuda_graphs and self.method.capturable
+        self._loop = _Loop(classes, text.ctx_init.float().cpu().clone(), Graphs() if captures else None)
 
     @property
     def classnames(self) -> tuple[str, ...]:
         """The C names as they were given."""
-        return self._classes.names
+        return self._loop.classes.names
+
+    @property
+    def classes(self) -> Classes:
+        """The class list as methods see it."""
+        return self._loop.classes
+
+    @property
+    def graphs(self) -> Graphs | None:
+        """The CUDA graphs of the loop; None where it is not captured."""
+        return self._loop.graphs
 
     @property
     def device(self) -> torch.device:
         """Where the model is, and everything runs."""
-        return self._scale.device
+        return self.clip.device
+
+    @property
+    def preprocessing(self):
+        """Size, mean and deviation of the model's images."""
+        return self.clip.preprocessing
 
     def __call__(self, image, *, boxes: Tensor | None = None, keep_views: bool = False) -> TuneResult:
         """Tune the prompt for ``image`` and classify it.
@@ -152,7 +156,7 @@ class Tuner:
         Raises:
             TypeError, ValueError, OSError: an image that cannot be read, naming what is wrong with it.
         """
-        return self._tune([self._prepare(image, boxes)], keep_views)[0]
+        return self.finish([self.prepare(image, boxes)], keep_views=keep_views)[0]
 
     def tune_batch(self, images: Sequence, *, keep_views: bool = False) -> list[TuneResult]:
         """Tune a prompt of its own for each of B images, in one pass.
@@ -174,11 +178,11 @@ class Tuner:
             prepared = []
             for i, image in enumerate(images[begin : begin + at_once], begin):
                 try:
-                    prepared.append(self._prepare(image))
+                    prepared.append(self.prepare(image))
                 except UNREADABLE as error:
                     *before, message = error.args or ("",)
                     raise type(error)(*before, f"images[{i}]: {message}") from error
-            results += self._tune(prepared, keep_views)
+            results += self.finish(prepared, keep_views=keep_views)
         return results
 
     def map(self, images: Iterable, *, workers: int = 2, keep_views: bool = False) -> Iterator[TuneResult]:
@@ -207,7 +211,8 @@ class Tuner:
             raise TypeError(f"workers: expected an int, got {type(workers).__name__}")
         if workers < 1:
             raise ValueError(f"workers: expected 1 or more, got {workers}")
-        return stream(self, images, 1 if self.config.strict_official else workers, keep_views)
+        steps = Steps(self.prepare, lambda prepared: self.finish([prepared], keep_views=keep_views)[0], self.failed)
+        return stream(steps, images, self.device, 1 if self.config.strict_official else workers)
 
     def tune_views(self, views: Tensor, *, keep_views: bool = False) -> TuneResult:
         """The same for views that are there already.
@@ -218,7 +223,7 @@ class Tuner:
         Raises:
             TypeError, ValueError: another type or shape, fewer than two views, NaN or infinite values.
         """
-        size = self.preprocessing.size
+        size = self.clip.preprocessing.size
         if not isinstance(views, Tensor) or not views.is_floating_point():
             got = views.dtype if isinstance(views, Tensor) else type(views).__name__
             raise TypeError(f"views: expected a floating point tensor [N, 3, {size}, {size}], got {got}")
@@ -228,45 +233,70 @@ class Tuner:
             raise ValueError(f"views: expected 2 or more views, got {len(views)}")
         if not views.isfinite().all():
             raise ValueError("views: expected finite values, got NaN or infinity")
-        return self._tune([Prepared(views.detach().to(self.device), {})], keep_views)[0]
+        return self.finish([Prepared(views.detach().to(self.device), {})], keep_views=keep_views)[0]
+
+    def tune_features(self, features: Tensor) -> TuneResult | list[TuneResult]:
+        """The same for features that are there already, of :meth:`encode`: the image tower is not asked.
+
+        Args:
+            features: floating point [N, D], or [B, N, D] for B images, on any device; view 0 first.
+
+        Returns:
+            One result, or a list of B.
+
+        Raises:
+            TypeError, ValueError: another type or shape, fewer than two views, NaN or infinite values.
+        """
+        if not isinstance(features, Tensor) or not features.is_floating_point():
+            got = features.dtype if isinstance(features, Tensor) else type(features).__name__
+            raise TypeError(f"features: expected a floating point tensor [N, D] or [B, N, D], got {got}")
+        width = self._loop.classes.text.initial()[0].shape[-1]
+        if features.dim() not in (2, 3) or features.shape[-1] != width or features.shape[-2] < 2:
+            raise ValueError(
+                f"features: expected [N, {width}] or [B, N, {width}] of 2 or more views, got {list(features.shape)}"
+            )
+        if not features.isfinite().all():
+            raise ValueError("features: expected finite values, got NaN or infinity")
+        batch = features.detach().to(self.device, self.clip.text.dtype)
+        results = self._results(self._loop, batch if features.dim() == 3 else batch[None], Stages(), encoded=True)
+        return results if features.dim() == 3 else results[0]
 
     def memory(self) -> Memory:
         """What this Tuner holds between calls, part by part: bytes of its own, bytes shared with the model, and why.
 
-        In passing a call needs its views and activations of the image tower too; what holds a stream or a batch back
-        is said in :meth:`map` and :meth:`tune_batch`.
+        The temporary memory of a call is not counted: its views, and the activations of the image tower. What a stream
+        or a batch holds is said in :meth:`map` and :meth:`tune_batch`.
         """
-        text, held = self._classes.text, "fp32" if self.config.autocasts else self.config.precision
-        engine, kept = text._engine, text.describe()
+        clip, classes, graphs = self.clip, self._loop.classes, self._loop.graphs
+        text, held = classes.text, "fp32" if clip.autocast else clip.precision
 
-        def tower(name: str, weights: object) -> str:
-            laid_out = " and, once more, as our own product reads them" if getattr(weights, "laid_out", False) else ""
-            return f"weights in {held}{laid_out}, run by {name!r}"
+        def tower(of: Any) -> str:
+            laid_out = " and, once more, as our own product reads them" if of.laid_out else ""
+            return f"weights in {held}{laid_out}, run by {of.engine!r}"
 
-        weights = engine._tower if text.engine == "packed" else engine._module
-
+        kept = f"of the initial prompt, for the first backward pass: {text.describe()['tokens']} tokens"
+        scalars = [each for each in (clip.scale, clip.bias, self._loop.start) if each is not None]
         memory = measure(
-            self._model,
+            clip.model,
             {
-                "image tower": (tower(self._images.engine, self._images._tower), self._images),
-                "text tower": (tower(text.engine, weights), weights),
-                "kept activations": (
-                    f"of the initial prompt, for the first backward pass: {kept['tokens']} tokens",
-                    text._initial,
+                "image tower": (tower(clip.image), clip.image.tensors()),
+                "text tower": (tower(text), text.weights()),
+                "kept activations": (kept, text.kept()),
+                "prompts": (
+                    "token ids, where they stand, and what of the first block no context touches",
+                    text.tensors(),
                 ),
-                "prompts": ("token ids, where they stand, and what of the first block no context touches", text),
-                "rest": (
-                    "logit scale and bias, which names are equal",
-                    (self._scale, self._bias, self._classes.start, self._classes.inverse, self._classes.places),
-                ),
+                "rest": ("logit scale and bias, which names are equal", [*scalars, *classes.tensors()]),
             },
         )
-        if self._classes.graphs is not None:
-            memory["CUDA graphs"] = Held(self._classes.graphs.bytes, 0, "what the captured loops compute in")
+        if graphs is not None:
+            memory["CUDA graphs"] = Held(graphs.bytes, 0, "what the captured loops compute in")
         return memory
 
-    def _prepare(self, image, boxes: Tensor | None = None) -> Prepared:
-        """From an image to its views."""
+    # --- the steps of a call, for pipelines of one's own
+
+    def prepare(self, image: Any, boxes: Tensor | None = None) -> Prepared:
+        """From an image, as :meth:`__call__` takes it, to its views; safe to call from other threads."""
         stages = Stages()
         with stages("load"):
             pixels = load_image(image, self.config.decoder, self.device)
@@ -278,9 +308,9 @@ class Tuner:
             views = make_views(
                 pixels.to(self.device),
                 boxes=boxes,
-                dtype=self._images.dtype,
-                patch=self._images.patch,
-                **self.preprocessing._asdict(),
+                dtype=self.clip.image.dtype,
+                patch=self.clip.image.patch,
+                **self.clip.preprocessing._asdict(),
             )
         if len(views) < 2:
             raise ValueError("boxes: expected one or more crops, got none")
@@ -288,115 +318,180 @@ class Tuner:
 
     @plain_modes
     @torch.no_grad()
-    def _tune(self, prepared: list[Prepared], keep_views: bool) -> list[TuneResult]:
-        """One result an image; all have N views."""
-        classes, stages = self._classes, Stages()
+    def encode(self, prepared: Prepared) -> Tensor:
+        """Features [N, D] of an image's views, of length 1, which :meth:`tune_features` takes."""
+        return self.clip.encode(prepared.views[None])[0]
+
+    def finish(self, prepared: Sequence[Prepared], *, keep_views: bool = False) -> list[TuneResult]:
+        """From the views of images, N of each, to a result of each."""
+        loop, stages = self._loop, Stages()
         for each in prepared:
             stages.add(each.seconds)
         views = prepared[0].views[None] if len(prepared) == 1 else torch.stack([each.views for each in prepared])
-        if classes.graphs is None:
-            tuned = self._loop(views, classes, stages)
+        kept = [each.views for each in prepared] if keep_views else None
+        return self._results(loop, views, stages, views=kept)
+
+    def failed(self, error: BaseException) -> TuneResult:
+        """The result of an image that could not be read, as streams have it."""
+        loop = self._loop
+        return failed(error, loop.classes.names, loop.start.clone(), self.method.name, self._engines(loop))
+
+    @plain_modes
+    @torch.no_grad()
+    def _results(
+        self, loop: _Loop, given: Tensor, stages: Stages, *, encoded: bool = False, views: list[Tensor] | None = None
+    ) -> list[TuneResult]:
+        """One result an image, of views [B, N, ...], or of features [B, N, D] where they are ``encoded``."""
+
+        def run(given: Tensor, stages: Stages = stages) -> Bundle:
+            return self.run(loop.classes, given, stages, encoded=encoded)
+
+        if loop.graphs is None:
+            bundle = run(given)
         else:
             with stages("graph"):
-                tuned = classes.graphs(lambda given: self._loop(given, classes, Stages()), views)
+                bundle = loop.graphs(lambda given: run(given, Stages()), given)
         with stages("predict"):
-            rows = Tuned(*tuned.to_cpu()).rows()
-        timings = {name: seconds / len(prepared) for name, seconds in stages.seconds.items()}
+            found = bundle.to_cpu()
+        logits, before, usable = (found.pop(name) for name in ("logits", "zero_shot_logits", "usable"))
+        # Numbers for numbers: one an image, in place of tensors without dimensions.
+        extra = {name: value.tolist() if value.dim() == 1 else value for name, value in found.items()}
+        timings = {name: seconds / len(given) for name, seconds in stages.seconds.items()}
         timings["total"] = sum(timings.values())
         return [
             TuneResult(
-                classnames=classes.names,
-                ctx_init=classes.start.clone(),
-                **row,
+                classnames=loop.classes.names,
+                logits=logits[i],
+                zero_shot_logits=before[i],
+                ctx_init=loop.start.clone(),
+                status="tuned" if good else "skipped",
+                method=self.method.name,
+                extra={name: value[i] for name, value in extra.items()},
                 timings=dict(timings),
-                engines=self._engines(classes),
-                text=classes.text.describe(),
-                views=self._images.whole(each.views).float().cpu().clone() if keep_views else None,
+                engines=self._engines(loop),
+                text=loop.classes.text.describe(),
+                views=None if views is None else self.clip.image.whole(views[i]).float().cpu().clone(),
             )
-            for each, row in zip(prepared, rows, strict=True)
+            for i, good in enumerate(usable.tolist())
         ]
 
-    def _loop(self, views: Tensor, classes: Classes, stages: Stages) -> Bundle:
-        """A bundled :class:`Tuned` of B images' views [B, N, ...], without waiting for the device."""
-        if self._official is not None:
-            return self._official(views, classes, self.config, self._scale, stages).bundle()
-        with stages("encode"):
-            images = self._scale * self._images.encode(views.flatten(0, 1))
-            images = images.view(*views.shape[:2], -1)
-        return tune_features(images, classes, self.config, stages, self._objective).bundle()
+    def run(self, classes: Classes, given: Tensor, stages: Stages, *, encoded: bool = False) -> Bundle:
+        """Encode and method: the answer for B images, bundled, without waiting for the device.
 
-    def _failed(self, error: BaseException) -> TuneResult:
-        """What stands in a stream for an image that could not be read."""
-        classes = self._classes
-        return failed(error, classes.names, classes.start.clone(), self.config.n_views, self._engines(classes))
+        Args:
+            given: views [B, N, ...], or features [B, N, D] where they are ``encoded``.
+        """
+        if not encoded:
+            with stages("encode"):
+                given = self.clip.encode(given)
+        answer = self.method(given, classes, stages)
+        usable = answer.usable if answer.usable is not None else answer.logits.isfinite().all(-1)
+        answers = {"logits": answer.logits, "zero_shot_logits": answer.zero_shot_logits, "usable": usable}
+        named = {**answers, **answer.extra}
+        return Bundle.of({name: value.float() if value.is_floating_point() else value for name, value in named.items()})
 
     def _at_once(self) -> int:
-        """How many images fit in memory together: their views, twice in passing, and what further steps keep."""
-        size, text = self.preprocessing.size, self._classes.text
-        bytes_each = 2 * self._images.dtype.itemsize * 3 * self.config.n_views * size**2
-        if self.config.steps > 1:
+        """How many images fit in memory together: their views, twice during a call, and what further steps keep."""
+        size, text = self.clip.preprocessing.size, self._loop.classes.text
+        bytes_each = 2 * self.clip.image.dtype.itemsize * 3 * self.config.n_views * size**2
+        if self.method.keeps_activations:
             bytes_each += text.describe()["kept_bytes"]
         budget = free_bytes(text.device) // 3
         if text.device.type == "cpu":  # more would gain nothing there
             budget = min(budget, BATCH_BYTES)
         return max(1, budget // bytes_each)
 
-    def _engines(self, classes: Classes) -> dict[str, str]:
-        graphs = classes.graphs
-        return {
+    def _engines(self, loop: _Loop) -> dict[str, str]:
+        text, image, graphs = loop.classes.text, self.clip.image, loop.graphs
+        engines = {
             "ops": self._backend.name,
-            "text": classes.text.engine,
-            "image": self._images.engine,
-            "loop": "published" if self._official else "CUDA graph" if graphs and not graphs.why_eager else "eager",
+            "text": text.engine,
+            "image": image.engine,
+            "loop": "CUDA graph" if graphs and not graphs.why_eager else self.method.loop,
             "device": str(self.device),
             "resampling": pass_order(),
         }
+        reasons = {"why text": text.why_module, "why image": image.why_module}
+        return engines | {name: why for name, why in reasons.items() if why}
+
+    def __repr__(self) -> str:
+        names = self.classnames
+        shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+        return f"Tuner({self.clip!r}, {len(names)} classes: {shown}; method {self.method.name!r})"
 
 
-def _repeats(names: Sequence[str], different: list[str], device: torch.device) -> tuple[Tensor, Tensor]:
-    """See :class:`Classes`: which of the different names each of the C is, and where each of them stands."""
-    place = {name: i for i, name in enumerate(different)}
-    standing: list[list[int]] = [[] for _ in different]
-    for i, name in enumerate(names):
-        standing[place[name]].append(i)
-    most = max(map(len, standing))
-    padded = [at + [len(names)] * (most - len(at)) for at in standing]
-    return torch.tensor([place[name] for name in names], device=device), torch.tensor(padded, device=device)
+def _method(config: TuneConfig, objective: ObjectiveFunction | None) -> Method:
+    if objective is None:
+        return config.make_method(**({"autocasts": True} if config.autocasts else {}))
+    if config.autocasts:
+        raise ValueError("objective: expected None with strict_official and fp16, which has its own")
+    if isinstance(config.method, Method):
+        raise ValueError(f"objective: expected None with a method of one's own, {config.method.name!r}")
+    return config.make_method(objective=objective)
 
 
-class Prepared(NamedTuple):
-    """One image's views as the image tower reads them, [N, 3, S, S] or cut into patches, and the seconds of each stage
-    that made them."""
-
-    views: Tensor
-    seconds: dict[str, float]
+def _clip(model: nn.Module | Clip, config: TuneConfig, tokenizer: Callable[..., Tensor] | None) -> Clip:
+    """``model`` read as ``config`` says, unless it has been read so already."""
+    if not isinstance(model, Clip):
+        return Clip(model, config.precision, tokenizer=tokenizer, engine=config.engine, autocast=config.autocasts)
+    if tokenizer is not None:
+        raise ValueError("tokenizer: expected None with a Clip, which has its own")
+    for name, has, wanted in (
+        ("precision", model.precision, config.precision),
+        ("engine", model.text.wanted, config.engine),
+        ("strict_official", model.autocast, config.autocasts),
+    ):
+        if has != wanted:
+            raise ValueError(f"{name}: expected {has!r}, for the Clip was read so, got {wanted!r}")
+    return model
 
 
 _KEPT_TUNERS = 4
-_tuners: OrderedDict[tuple, Tuner] = OrderedDict()
-_tuners_lock = Lock()
+_tuners: OrderedDict[tuple, Future[Tuner]] = OrderedDict()
+_tuners_lock = Lock()  # held to look up and to note down, not while a Tuner is made
 
 
+P, R = ParamSpec("P"), TypeVar("R", covariant=True)
+
+
+class _WithCache(Protocol[P, R]):
+    def __call__(self, *arguments: P.args, **options: P.kwargs) -> R: ...
+
+    def cache_clear(self) -> None:
+        """Let go of the Tuners that are kept, and of their models."""
+
+
+def _with_cache(function: Callable[P, R]) -> _WithCache[P, R]:
+    def cache_clear() -> None:
+        with _tuners_lock:
+            _tuners.clear()
+
+    function.cache_clear = cache_clear  # type: ignore[attr-defined]
+    return cast("_WithCache[P, R]", function)
+
+
+@_with_cache
 def tune(
     model: nn.Module,
-    image,
+    image: ImageLike,
     classnames: Sequence[str],
     *,
-    tokenizer: Callable | None = None,
+    tokenizer: Callable[..., Tensor] | None = None,
     objective: ObjectiveFunction | None = None,
     keep_views: bool = False,
-    **options,
+    **options: Unpack[TuneOptions],
 ) -> TuneResult:
     """Classify ``image`` by CLIP with a prompt tuned for it (test-time prompt tuning, Shu et al., NeurIPS 2022).
 
-    The last four Tuners are kept, and their models with them, so a loop over ``tune`` with the same arguments costs no
-    more than a :class:`Tuner`; ``tune.cache_clear()`` lets go of them. Weights and layers that have been replaced, and
-    weights changed in place, are noticed and make a new Tuner instead of the old; but not what PyTorch does not count:
-    changes through ``.data``, by optimisers with ``fused=True``, and of tensors made in inference mode.
+    The last four Tuners are kept, and their models with them, so a loop over ``tune`` with the same arguments costs
+    no more than a :class:`Tuner`; ``tune.cache_clear()`` lets go of them. Weights and layers that have been
+    replaced, and weights changed in place, are noticed and make a new Tuner instead of the old; but not what PyTorch
+    does not count: changes through ``.data``, by optimisers with ``fused=True``, and of tensors made in inference
+    mode.
 
     Args:
-        model, classnames, tokenizer, objective: see :class:`Tuner`. A new function is another objective, even of the
-            same code: define it outside of the loop.
+        model, classnames, tokenizer, objective: see :class:`Tuner`. A new function is another objective, even of
+            the same code: define it outside of the loop.
         image, keep_views: see :meth:`Tuner.__call__`.
         options: the fields of :class:`TuneConfig`.
 
@@ -407,29 +502,52 @@ def tune(
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected an open_clip CLIP or CustomTextCLIP, got {type(model).__name__}")
     names, config = check_classnames(classnames), TuneConfig(**options)
+    return _kept_tuner(model, names, config, tokenizer, objective)(image, keep_views=keep_views)
+
+
+def _kept_tuner(
+    model: nn.Module,
+    names: tuple[str, ...],
+    config: TuneConfig,
+    tokenizer: Callable[..., Tensor] | None,
+    objective: ObjectiveFunction | None,
+) -> Tuner:
+    """A Tuner from the cache; threads that ask for one that is being made wait for it."""
     weights = tuple((w.data_ptr(), w.dtype, _version(w)) for w in (*model.parameters(), *model.buffers()))
     now = (weights, tuple(map(type, model.modules())), preprocessing(model))
-    chosen = {**vars(config), "ctx": _identity(config.ctx), "tokenizer": tokenizer, "objective": objective}
-    key = (id(model), names, *(value if isinstance(value, Hashable) else id(value) for value in chosen.values()), now)
+    read = (id(model), config.precision, config.engine, config.autocasts, _hashable(tokenizer), now)
+    chosen = {**vars(config), "ctx": _identity(config.ctx), "objective": objective}
+    key = (read, names, *map(_hashable, chosen.values()))
     with _tuners_lock:
-        tuner = _tuners.get(key)
-        if tuner is None:
-            for old in [old for old in _tuners if old[0] == id(model) and old[-1] != now]:
+        kept = _tuners.get(key)
+        made: Future[Tuner] = kept or Future()
+        if kept is None:
+            for old in [old for old in _tuners if old[0][0] == id(model) and old[0][-1] != now]:
                 del _tuners[old]
-            tuner = Tuner(model, names, config, tokenizer=tokenizer, objective=objective)
-            _tuners[key] = tuner
+            clips = [each.result().clip for other, each in _tuners.items() if other[0] == read and _succeeded(each)]
+            _tuners[key] = made
             while len(_tuners) > _KEPT_TUNERS:
                 _tuners.popitem(last=False)
         _tuners.move_to_end(key)
-    return tuner(image, keep_views=keep_views)
+    if kept is None:
+        try:
+            if clips:
+                made.set_result(Tuner(clips[0], names, config, objective=objective))
+            else:
+                made.set_result(Tuner(model, names, config, tokenizer=tokenizer, objective=objective))
+        except BaseException as error:
+            with _tuners_lock:
+                _tuners.pop(key, None)
+            made.set_exception(error)
+    return made.result()
 
 
-def _cache_clear() -> None:
-    with _tuners_lock:
-        _tuners.clear()
+def _succeeded(made: Future[Tuner]) -> bool:
+    return made.done() and made.exception() is None
 
 
-tune.cache_clear = _cache_clear
+def _hashable(value: Any) -> Hashable:
+    return value if isinstance(value, Hashable) else id(value)
 
 
 def _identity(ctx: Tensor | str | os.PathLike | None) -> tuple:

@@ -28,7 +28,8 @@ from ..methods.published import Outcome, pil_views, tpt
 from ..models.open_clip import causal_reason, text_root
 from ..models.weights import PRECISIONS
 from ..result import TuneResult
-from ..tuner import Prepared, Tuner
+from ..stream import Prepared
+from ..tuner import Tuner
 from .rates import synchronize
 from .rows import digits
 
@@ -138,15 +139,15 @@ class Case:
         The latter are those that the Tuner's way leaves to do, as torch counts them: on a CPU without attention's.
         """
         photo = start == "a photograph"
-        prepared = self.tuner._prepare(self.photo) if photo else Prepared(self.views, {})
+        prepared = self.tuner.prepare(self.photo) if photo else Prepared(self.views, {})
         with FlopCounterMode(display=False) as counted:
-            self.tuner._loop(prepared.views[None], self.tuner._classes, Stages())
+            self.tuner.run(self.tuner.classes, prepared.views[None], Stages())
         taken = _Waiting(self.device)
         for _ in range(3 if self.device.type == "cuda" else 1):  # a CPU's whole image is long
             if photo:
                 with taken("load and views"):
-                    prepared = self.tuner._prepare(self.photo)
-            self.tuner._loop(prepared.views[None], self.tuner._classes, taken)
+                    prepared = self.tuner.prepare(self.photo)
+            self.tuner.run(self.tuner.classes, prepared.views[None], taken)
         total = sum(taken.seconds.values())
         return {stage: seconds / total for stage, seconds in taken.seconds.items()}, counted.get_total_flops()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -13,18 +14,21 @@ class Bundle:
     """See :meth:`of`."""
 
     data: Tensor  # uint8 [bytes of all]
-    layout: tuple[tuple[torch.dtype, torch.Size], ...]
+    layout: tuple[tuple[str, torch.dtype, torch.Size], ...]
 
     @classmethod
-    def of(cls, *tensors: Tensor) -> Bundle:
+    def of(cls, tensors: Mapping[str, Tensor]) -> Bundle:
         """Bundle ``tensors`` of one device, none of them 0-dimensional; nothing waits for the device."""
-        data = torch.cat([tensor.contiguous().view(torch.uint8).flatten() for tensor in tensors])
-        return cls(data, tuple((tensor.dtype, tensor.shape) for tensor in tensors))
+        data = torch.cat([tensor.contiguous().view(torch.uint8).flatten() for tensor in tensors.values()])
+        return cls(data, tuple((name, tensor.dtype, tensor.shape) for name, tensor in tensors.items()))
 
     def clone(self) -> Bundle:
         return Bundle(self.data.clone(), self.layout)
 
-    def to_cpu(self) -> list[Tensor]:
+    def to_cpu(self) -> dict[str, Tensor]:
         """The tensors, each in memory of its own on the CPU; this waits for their device."""
-        parts = self.data.cpu().split([dtype.itemsize * shape.numel() for dtype, shape in self.layout])
-        return [part.clone().view(dtype).view(shape) for part, (dtype, shape) in zip(parts, self.layout, strict=True)]
+        parts = self.data.cpu().split([dtype.itemsize * shape.numel() for _, dtype, shape in self.layout])
+        return {
+            name: part.clone().view(dtype).view(shape)
+            for part, (name, dtype, shape) in zip(parts, self.layout, strict=True)
+        }

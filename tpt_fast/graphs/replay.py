@@ -53,6 +53,11 @@ class Graphs:
         self.why_eager: str | None = None  #: why nothing is captured any more
 
     @property
+    def captured(self) -> int:
+        """How many shapes are replayed."""
+        return sum(captured is not None for captured in self._captured.values())
+
+    @property
     def bytes(self) -> int:
         """Memory that the captured loops compute in, which is theirs while they are kept."""
         inputs = sum(captured.given.nbytes for captured in self._captured.values() if captured is not None)

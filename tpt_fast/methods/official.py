@@ -1,76 +1,85 @@
-"""The published loop in its own precision: float32 weights under fp16 autocast, and a GradScaler for all images."""
+"""The published loop: TPT as its authors' code runs it, one image after the other.
+
+In float32 that is :class:`~tpt_fast.methods.tpt.Tpt`, which gives the published answers. Under fp16 autocast, which
+the published code uses on a GPU, it is written here once more, with the GradScaler that all images share.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from threading import Lock
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from .._stages import Stages
-from ..config import TuneConfig
-from ..text import TextEncoder
-from ..vision import ImageEncoder
+from ..text.classes import Classes
+from . import Answer, n_selected
 from .published import marginal_entropy, view_entropies
-from .tpt import Classes, Tuned
+from .tpt import Tpt
 
 INITIAL_SCALE = 1000.0  # of the published GradScaler; torch's own is 65536
 
 
-class UnderAutocast(nn.Module):
-    """``module`` under fp16 autocast, wherever it is called from: a backward pass that computes again calls it too."""
+@dataclass(frozen=True)
+class Official(Tpt):
+    """See the module. Fewer than one kept view is an error, as there."""
 
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
+    name: ClassVar[str] = "official"
 
-    def forward(self, *arguments: Tensor) -> Tensor:
-        with torch.autocast(arguments[0].device.type, torch.float16):
-            return self.module(*arguments)
+    autocasts: bool = False  #: whether the towers run under fp16 autocast
+    scaler: torch.amp.GradScaler | None = field(default=None, compare=False)  #: made at the first image
+    _lock: Lock = field(default_factory=Lock, compare=False, repr=False)
 
+    @property
+    def loop(self) -> str:
+        return "published" if self.autocasts else "eager"
 
-class OfficialLoop:
-    """One image after the other, as the published code runs them, on the towers' own modules.
+    @property
+    def online(self) -> bool:
+        """Late images depend on early ones through the scale of the gradient: it halves where a gradient overflows,
+        which also skips that step, and doubles after 2000 clean steps."""
+        return self.autocasts
 
-    Late images depend on early ones through the scale of the gradient: it halves where a gradient overflows, which also
-    skips that step, and doubles after 2000 clean steps.
-    """
+    @property
+    def capturable(self) -> bool:
+        return not self.autocasts and super().capturable
 
-    def __init__(self, images: ImageEncoder, device: torch.device) -> None:
-        tower = images._tower
-        tower._visual = UnderAutocast(tower._visual)
-        self._images, self._device = images, device
-        self.scaler = torch.amp.GradScaler(device.type, init_scale=INITIAL_SCALE)
-        self._lock = Lock()
+    def check(self, n_views: int) -> None:
+        n_selected(n_views, self.rho, strict=True)
 
-    @staticmethod
-    def put_under_autocast(encoder: TextEncoder) -> None:
-        """Of ``encoder``, which runs the model's own module, from now on."""
-        encoder._engine._module = UnderAutocast(encoder._engine._module)
-
-    def __call__(self, views: Tensor, classes: Classes, config: TuneConfig, scale: Tensor, stages: Stages) -> Tuned:
-        """Of B images' views [B, N, 3, S, S]; see :func:`tpt_fast.methods.tpt.tune_features`."""
+    def __call__(self, images: Tensor, classes: Classes, stages: Stages) -> Answer:
+        if not self.autocasts:
+            return super().__call__(images, classes, stages)
         with self._lock:
-            rows = [self._one(each, classes, config, scale, stages) for each in views]
-        return Tuned(*(torch.stack(column) for column in zip(*rows, strict=True)))
+            if self.scaler is None:
+                scaler = torch.amp.GradScaler(images.device.type, init_scale=INITIAL_SCALE)
+                object.__setattr__(self, "scaler", scaler)
+            answers = [self._one(classes.scaled(each), classes, stages) for each in images]
+        return Answer(
+            logits=torch.stack([each.logits for each in answers]),
+            zero_shot_logits=torch.stack([each.zero_shot_logits for each in answers]),
+            usable=torch.stack([each.usable for each in answers]),
+            extra={name: torch.stack([each.extra[name] for each in answers]) for name in answers[0].extra},
+        )
 
-    def _one(self, views: Tensor, classes: Classes, config: TuneConfig, scale: Tensor, stages: Stages) -> Tuned:
-        with stages("encode"):
-            images = scale * self._images.encode(views)
-        start = classes.text.ctx_init
+    def _one(self, images: Tensor, classes: Classes, stages: Stages) -> Answer:
+        """Of one image's scaled features [N, D]; results without the images' dimension."""
+        device, start = images.device, classes.text.ctx_init
         ctx, taken = nn.Parameter(start.clone()), 0
-        optimizer = torch.optim.AdamW([ctx], lr=config.lr, weight_decay=config.weight_decay)
+        optimizer = torch.optim.AdamW([ctx], lr=self.lr, weight_decay=self.weight_decay)
 
         def logits_of(ctx: Tensor) -> Tensor:
             features = classes.text.encode(ctx)
-            with torch.autocast(self._device.type, torch.float16):
+            with torch.autocast(device.type, torch.float16):
                 return classes.logits(images, features)  # fp16: between 16 and 32, steps of 1/64
 
         with torch.enable_grad(), stages("tune"):
-            for step in range(config.steps):
+            for step in range(self.steps):
                 logits = logits_of(ctx)
                 if step == 0:
-                    before, entropies, selected = self._chosen(logits, config)
+                    before, entropies, selected = self._chosen(logits)
                 loss = marginal_entropy(logits[selected].float())
                 optimizer.zero_grad()
                 self.scaler.scale(loss).backward()
@@ -80,22 +89,23 @@ class OfficialLoop:
                 taken += self.scaler.get_scale() >= scaled_by  # it falls where the step was skipped
         with torch.no_grad(), stages("tune"):
             after = logits_of(ctx)
-            if config.steps == 0:
-                before, entropies, selected = self._chosen(after, config)
-        return Tuned(
+            if self.steps == 0:
+                before, entropies, selected = self._chosen(after)
+        return Answer(
             logits=after[0],
             zero_shot_logits=before[0],
-            ctx=ctx.detach(),
-            grad=torch.zeros_like(start) if ctx.grad is None else ctx.grad,
-            entropies=entropies,
-            selected=selected,
-            loss=marginal_entropy(before[selected].float()),
-            loss_after=marginal_entropy(after[selected].float()),
-            status=torch.tensor(taken > 0 or config.steps == 0, device=self._device),
+            usable=torch.tensor(taken > 0 or self.steps == 0, device=device),
+            extra={
+                "ctx": ctx.detach(),
+                "grad": torch.zeros_like(start) if ctx.grad is None else ctx.grad,
+                "entropies": entropies,
+                "selected": selected,
+                "loss": marginal_entropy(before[selected].float()),
+                "loss_after": marginal_entropy(after[selected].float()),
+            },
         )
 
-    @staticmethod
-    def _chosen(logits: Tensor, config: TuneConfig) -> tuple[Tensor, Tensor, Tensor]:
+    def _chosen(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         logits = logits.detach()
         entropies = view_entropies(logits.float())
-        return logits, entropies, entropies.argsort(stable=True)[: config.n_selected(len(logits))]
+        return logits, entropies, entropies.argsort(stable=True)[: n_selected(len(logits), self.rho, strict=True)]

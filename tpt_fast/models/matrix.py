@@ -41,17 +41,23 @@ class Matrix:
         self._panels = self._turned = None
 
     def lay_out(self, *, backward: bool = False) -> Matrix:
-        """Where our own product is the faster one, hold the weight in its layout too, and once more transposed if
-        ``backward``; matrices of one weight share these. Returns the matrix itself."""
-        if own_product_is_faster_for(self.weight):
-            self._panels = _shared_panels(self.weight)
-            self._turned = _shared_panels(self.weight.t()) if backward else None
-        return self
+        """Where our own product is the faster one, a matrix that holds the weight in its layout too, and once more
+        transposed if ``backward``, which matrices of one weight share; elsewhere this one."""
+        if not own_product_is_faster_for(self.weight):
+            return self
+        made = Matrix(self.weight)
+        made._panels = _shared_panels(self.weight)
+        made._turned = _shared_panels(self.weight.t()) if backward else None
+        return made
 
     @property
     def laid_out(self) -> bool:
         """Whether our own product runs."""
         return self._panels is not None
+
+    def tensors(self) -> list[Tensor]:
+        """What it holds."""
+        return [each for each in (self.weight, self._panels, self._turned) if each is not None]
 
     def project(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """``x @ weight.T + bias`` of x [..., in], bias in the storage type."""
@@ -84,8 +90,9 @@ class Matrix:
 
 
 def _shared_panels(weight: Tensor) -> Tensor:
-    """:func:`panels`, held once while anybody holds them and the weight is what it was: several Tuners of one model
-    would hold several copies. A matrix holds its weight with its panels, so an address cannot mean another weight."""
+    """:func:`panels`, cached for each weight as long as a matrix uses them: several Tuners of one model would hold
+    several copies. A matrix holds its weight with its panels, so an address cannot mean another weight; that it has not
+    been overwritten meanwhile is checked."""
     made, key = panels(weight), (weight.data_ptr(), weight.shape, weight.stride())
     known = _laid_out.get(key)
     if known is not None and torch.equal(known, made):

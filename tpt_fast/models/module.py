@@ -25,3 +25,15 @@ def replica(module: nn.Module, dtype: torch.dtype, left_out: nn.Module | None = 
     if left_out is not None:
         memo[id(left_out)] = nn.Identity()
     return copy.deepcopy(module, memo).eval()
+
+
+class UnderAutocast(nn.Module):
+    """``module`` under fp16 autocast, wherever it is called from: a backward pass that computes again calls it too."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *arguments: Tensor) -> Tensor:
+        with torch.autocast(arguments[0].device.type, torch.float16):
+            return self.module(*arguments)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -24,6 +24,10 @@ class Norm:
     bias: Tensor
     eps: float
 
+    def tensors(self) -> list[Tensor]:
+        """What it holds."""
+        return [self.weight, self.bias]
+
 
 @dataclass(frozen=True)
 class Linear:
@@ -35,6 +39,14 @@ class Linear:
 
     def project(self, x: Tensor) -> Tensor:
         return self.matrix.project(x, self.bias)
+
+    def lay_out(self, *, backward: bool = False) -> Linear:
+        """See :meth:`Matrix.lay_out`."""
+        return Linear(self.matrix.lay_out(backward=backward), self.bias)
+
+    def tensors(self) -> list[Tensor]:
+        """What it holds."""
+        return [*self.matrix.tensors(), *([] if self.bias is None else [self.bias])]
 
     def rows(self, start: int, stop: int) -> Linear:
         """Outputs ``start`` to ``stop`` only."""
@@ -54,10 +66,15 @@ class Block:
     proj: Linear
     heads: int
 
-    def lay_out(self, *, backward: bool = False) -> None:
+    def lay_out(self, *, backward: bool = False) -> Block:
         """See :meth:`Matrix.lay_out`."""
-        for linear in (self.qkv, self.out, self.fc, self.proj):
-            linear.matrix.lay_out(backward=backward)
+        names = ("qkv", "out", "fc", "proj")
+        return replace(self, **{name: getattr(self, name).lay_out(backward=backward) for name in names})
+
+    def tensors(self) -> list[Tensor]:
+        """What it holds."""
+        parts = (self.norm1, self.qkv, self.out, self.norm2, self.fc, self.proj)
+        return [tensor for part in parts for tensor in part.tensors()]
 
 
 @dataclass(frozen=True)
@@ -71,12 +88,16 @@ class TextWeights:
     projection: Linear | None
     dtype: torch.dtype  # storage type of the matrices and of the rows that flow through them
 
-    def lay_out(self) -> None:
-        """Hold the matrices once more as our own product reads them, and once more for gradients."""
-        for block in self.blocks:
-            block.lay_out(backward=True)
-        if self.projection is not None:
-            self.projection.matrix.lay_out(backward=True)
+    def lay_out(self) -> TextWeights:
+        """Where our own product is faster, with the matrices as it reads them too, and once more for gradients."""
+        blocks = tuple(block.lay_out(backward=True) for block in self.blocks)
+        projection = None if self.projection is None else self.projection.lay_out(backward=True)
+        return replace(self, blocks=blocks, projection=projection)
+
+    def tensors(self) -> list[Tensor]:
+        """What it holds."""
+        parts = [*self.blocks, self.norm, *([] if self.projection is None else [self.projection])]
+        return [self.table, self.position, *(tensor for part in parts for tensor in part.tensors())]
 
     @property
     def laid_out(self) -> bool:

@@ -12,15 +12,10 @@ from torch import Tensor, nn
 
 from .._checks import check_choice
 from .._modes import ON_THE_CPU, plain_modes
-from ..config import ACTIVATIONS, ENGINES
-from ..models.open_clip import resolve_precision, text_root, token_embedding
-from ..models.weights import Unsupported
-from ..ops._types import accumulation_dtype
+from ..config import ACTIVATIONS
 from ..prompting.coop import load_ctx
-from .engine import Engine, Tape
-from .module import ModuleEngine
-from .packed import PackedEngine
-from .prompts import Tokenizer, build_prompts, check_classnames, context_length, default_tokenizer
+from .prompts import Tokenizer, build_prompts, check_classnames
+from .tower import Tape, TextTower
 
 
 class TextEncoder:
@@ -30,7 +25,8 @@ class TextEncoder:
     a new one after changing them.
 
     Args:
-        model: open_clip ``CLIP`` or ``CustomTextCLIP``, on any device.
+        model: open_clip ``CLIP`` or ``CustomTextCLIP``, on any device; or a :class:`TextTower`, whose weights several
+            encoders share, with its tokenizer, engine and precision.
         classnames: C names, duplicates allowed; underscores are read as spaces.
         ctx_init: initial words. "[CLS]" in it puts the name there: words after it are context too ("middle", "front").
         n_ctx: this many random context vectors (normal, std 0.02, from ``seed``) in place of the words' embeddings.
@@ -58,7 +54,7 @@ class TextEncoder:
     @plain_modes
     def __init__(
         self,
-        model: nn.Module,
+        model: nn.Module | TextTower,
         classnames: Sequence[str],
         ctx_init: str = "a photo of a",
         *,
@@ -70,15 +66,17 @@ class TextEncoder:
         precision: str | None = None,
         activations: str = "keep",
     ) -> None:
-        check_choice("engine", engine, ENGINES)
         check_choice("activations", activations, ACTIVATIONS)
-        embedding = token_embedding(text_root(model))
-        table = embedding.weight
+        if isinstance(model, TextTower):
+            if (tokenizer, engine, precision) != (None, "auto", None):
+                raise ValueError("tokenizer, engine, precision: expected none of them with a tower, which has its own")
+            tower = model
+        else:
+            tower = TextTower(model, precision, tokenizer=tokenizer, engine=engine)
         self.classnames = check_classnames(classnames)
-        dtype = resolve_precision(precision, model)
-        self.dtype, self.device = accumulation_dtype(dtype), table.device
+        self.dtype, self.device = tower.dtype, tower.device
 
-        given = None if ctx is None else load_ctx(ctx, table.shape[1])
+        given = None if ctx is None else load_ctx(ctx, tower.width)
         if given is not None:
             if given.ndim == 3 and len(given) != len(self.classnames):
                 raise ValueError(
@@ -89,33 +87,39 @@ class TextEncoder:
                     f"n_ctx: expected {given.shape[-2]} (the given ctx has as many vectors) or None, got {n_ctx}"
                 )
             n_ctx = given.shape[-2]
-        tokenizer = tokenizer or default_tokenizer(model)
-        self.prompts = build_prompts(self.classnames, ctx_init, n_ctx, tokenizer, context_length(model))
+        self.prompts = build_prompts(self.classnames, ctx_init, n_ctx, tower.tokenizer, tower.context_length)
         if given is None and n_ctx is not None:
             noise = torch.Generator().manual_seed(seed)
-            given = 0.02 * torch.randn(n_ctx, table.shape[1], generator=noise, **ON_THE_CPU)
+            given = 0.02 * torch.randn(n_ctx, tower.width, generator=noise, **ON_THE_CPU)
         elif given is None:
-            given = embedding(self.prompts.ids[0, self.prompts.positions[0]].to(table.device)).detach()
+            given = tower.embed(self.prompts.ids[0, self.prompts.positions[0]])
         self.ctx_init = given.to(self.device, self.dtype, copy=True)  # the caller may go on changing what was given
 
-        self._engine, self.why_module = self._make_engine(model, engine, dtype, activations == "keep")
+        self._bound, self.why_module = tower.bind(self.prompts, self.ctx_init, activations == "keep")
         self._initial: tuple[Tensor, Tape] | None = None
         self._lock = threading.Lock()
 
     @property
     def engine(self) -> str:
-        return self._engine.name
+        return self._bound.name
 
-    def _make_engine(self, model: nn.Module, engine: str, dtype: torch.dtype, keep: bool) -> tuple[Engine, str | None]:
-        reason = "engine='module' was asked for"
-        if engine != "module":
-            try:
-                return PackedEngine(model, self.prompts, self.ctx_init, dtype, keep), None
-            except Unsupported as error:
-                reason = str(error)
-                if engine == "packed":
-                    raise ValueError(f"engine: 'packed' cannot represent this model: {reason}; use 'module'") from error
-        return ModuleEngine(model, self.prompts, dtype, keep), reason
+    @property
+    def laid_out(self) -> bool:
+        """Whether weights are held once more in the layout of our own product."""
+        return self._bound.laid_out
+
+    def weights(self) -> list[Tensor]:
+        """What the tower holds, which several encoders may share."""
+        return self._bound.weights()
+
+    def kept(self) -> list[Tensor]:
+        """Activations of the initial context, for the first backward pass."""
+        return [] if self._initial is None else [self._initial[0], *self._bound.tape_tensors(self._initial[1])]
+
+    def tensors(self) -> list[Tensor]:
+        """What this encoder holds beside :meth:`weights` and :meth:`kept`."""
+        ids = (self.prompts.ids, self.prompts.lengths, self.prompts.positions)
+        return [*ids, self.ctx_init, *self._bound.tensors()]
 
     # --- for training prompts with autograd
 
@@ -146,8 +150,8 @@ class TextEncoder:
         self._check_ctx(ctx)
         ctx = ctx.detach().to(self.device, self.dtype)
         if ctx.ndim == self.ctx_init.ndim:
-            return self._engine.forward(ctx, keep)
-        results = [self._engine.forward(one, keep) for one in ctx]
+            return self._bound.forward(ctx, keep)
+        results = [self._bound.forward(one, keep) for one in ctx]
         return torch.stack([features for features, _ in results]), [tape for _, tape in results] if keep else None
 
     @plain_modes
@@ -164,9 +168,9 @@ class TextEncoder:
             [n_ctx, W] or [B, n_ctx, W] in the type of :attr:`ctx_init`.
         """
         if grad_features.ndim == 2:
-            return self._engine.backward(tape, grad_features)
+            return self._bound.backward(tape, grad_features)
         tapes = tape if isinstance(tape, list) else [tape] * len(grad_features)
-        return torch.stack([self._engine.backward(one, grad) for one, grad in zip(tapes, grad_features, strict=True)])
+        return torch.stack([self._bound.backward(one, grad) for one, grad in zip(tapes, grad_features, strict=True)])
 
     def describe(self) -> dict[str, Any]:
         """Engine, tokens before and after packing, classes at once, and what a kept forward holds in memory."""
@@ -176,7 +180,7 @@ class TextEncoder:
             "classes": len(self.classnames),
             "n_ctx": self.prompts.n_ctx,
             "tokens_before": self.prompts.ids.numel(),
-            **self._engine.describe(),
+            **self._bound.describe(),
         }
 
     def _check_ctx(self, ctx: Tensor) -> None:

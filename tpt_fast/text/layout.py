@@ -29,6 +29,9 @@ class Layout:
     def rows(self) -> int:
         return len(self.ids)
 
+    def tensors(self) -> list[Tensor]:
+        return [value for value in vars(self).values() if isinstance(value, Tensor)]
+
     def to(self, device: torch.device) -> Layout:
         return Layout(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(self).items()})
 

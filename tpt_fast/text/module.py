@@ -10,11 +10,29 @@ import torch
 from torch import Tensor, nn
 
 from .._machine import free_bytes
-from ..models.module import replica
+from ..memory import graph_tensors
+from ..models.module import UnderAutocast, replica
 from ..models.open_clip import causal_reason, read_lengths, text_root, token_embedding
 from ..ops._types import accumulation_dtype
 from .half import into_range
 from .prompts import Prompts
+
+
+class ModuleTower:
+    """Any tower that has token embeddings, its weights converted once; the caller's model stays as it is.
+
+    Args:
+        autocast: run it under fp16 autocast, as the published code does.
+    """
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype, autocast: bool = False) -> None:
+        root = text_root(model)
+        left_out = getattr(model, "visual", None) if root is model else None
+        self._root, self._dtype, self._autocast = replica(root, dtype, left_out), dtype, autocast
+
+    def bind(self, prompts: Prompts, keep: bool) -> ModuleText:
+        """The tower with one class list; see :meth:`tpt_fast.text.tower.TextTower.bind`."""
+        return ModuleText(self._root, prompts, self._dtype, keep, self._autocast)
 
 
 @dataclass(frozen=True)
@@ -23,20 +41,21 @@ class _Tape:
     features: list[Tensor | None]  # of each chunk of classes, with its graph; None is recomputed
 
 
-class ModuleEngine:
-    """Any tower that has token embeddings. Classes go in chunks whose graphs fit in memory together, or one by one."""
+class ModuleText:
+    """One class list on a :class:`ModuleTower`. Classes go in chunks whose graphs fit in memory together, or one by
+    one."""
 
-    name = "module"
+    name, laid_out = "module", False
 
-    def __init__(self, model: nn.Module, prompts: Prompts, dtype: torch.dtype, keep: bool) -> None:
-        root = text_root(model)
+    def __init__(self, root: nn.Module, prompts: Prompts, dtype: torch.dtype, keep: bool, autocast: bool) -> None:
         table = token_embedding(root).weight
         self._dtype, self._accumulate = dtype, accumulation_dtype(dtype)
         lengths = read_lengths(root, prompts.ids)
         self._length = prompts.ids.shape[1]
         if lengths is not None:
             self._length = int(torch.maximum(lengths, prompts.positions.amax(-1) + 1).max())
-        self._module = TextModule(model, self._length, dtype)
+        self._module = _PromptModule(root, self._length, dtype)
+        self._run = UnderAutocast(self._module) if autocast else self._module
         self._ids = prompts.ids[:, : self._length].to(table.device)
         self._positions = prompts.positions.to(table.device)
 
@@ -73,23 +92,35 @@ class ModuleEngine:
         kept = self._classes * self._class_bytes if self._keep else 0
         return {"tokens": tokens, "chunk": self._chunk, "chunks": -(-self._classes // self._chunk), "kept_bytes": kept}
 
+    def weights(self) -> list[Tensor]:
+        """What the tower holds."""
+        return [*self._module.parameters(), *self._module.buffers(), *self._module.cut()]
+
+    def tensors(self) -> list[Tensor]:
+        """What it holds for its class list, beside the tower."""
+        return [self._ids, self._positions]
+
+    @staticmethod
+    def tape_tensors(tape: _Tape) -> list[Tensor]:
+        """What ``tape`` keeps."""
+        return [tape.ctx, *graph_tensors([features for features in tape.features if features is not None])]
+
     def _features(self, ctx: Tensor, begin: int) -> Tensor:
         part = slice(begin, begin + self._chunk)
         ctx = ctx if ctx.ndim == 2 else ctx[part]
-        features = self._module(self._ids[part], self._positions[part], ctx)
+        features = self._run(self._ids[part], self._positions[part], ctx)
         return nn.functional.normalize(features.to(self._accumulate), dim=-1)
 
 
-class TextModule:
+class _PromptModule(nn.Module):
     """The model's own text tower, run on token embeddings that we choose.
 
-    The caller's model stays as it is. Causal towers are cut to ``length`` positions, which is exact: nothing behind the
-    token that they read can reach it.
+    Causal towers are cut to ``length`` positions, which is exact: nothing behind the token that they read can reach it.
     """
 
-    def __init__(self, model: nn.Module, length: int, dtype: torch.dtype) -> None:
-        root = text_root(model)
-        module = replica(root, dtype, left_out=getattr(model, "visual", None) if root is model else None)
+    def __init__(self, root: nn.Module, length: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        module = replica(root, dtype)  # around the same weights
         if causal_reason(root) is None:
             module.positional_embedding = nn.Parameter(module.positional_embedding[:length], requires_grad=False)
             module.attn_mask = module.attn_mask[:length, :length]
@@ -100,9 +131,14 @@ class TextModule:
             module.token_embedding = self._embedding
         else:
             module.transformer.set_input_embeddings(self._embedding)
-        self._run: Callable[[Tensor], Tensor] = module.encode_text if hasattr(module, "encode_text") else module
+        self._tower = module
 
-    def __call__(self, ids: Tensor, positions: Tensor, ctx: Tensor) -> Tensor:
+    def cut(self) -> list[Tensor]:
+        """Tensors of the tower that are neither parameters nor buffers."""
+        mask = getattr(self._tower, "attn_mask", None)
+        return [mask] if isinstance(mask, Tensor) else []
+
+    def forward(self, ids: Tensor, positions: Tensor, ctx: Tensor) -> Tensor:
         """Features [C, D], not normalised, differentiable in ``ctx``.
 
         Args:
@@ -110,7 +146,8 @@ class TextModule:
             positions: int64 [C, n_ctx], where each context vector stands.
             ctx: [n_ctx, W] or [C, n_ctx, W].
         """
-        features = self._embedding.run_with(positions, ctx, lambda: self._run(ids))
+        run: Callable[[Tensor], Tensor] = getattr(self._tower, "encode_text", self._tower)
+        features = self._embedding.run_with(positions, ctx, lambda: run(ids))
         return features[0] if isinstance(features, tuple) else features
 
 

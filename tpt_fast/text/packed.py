@@ -8,20 +8,22 @@ backward pass, written by hand, carries gradients of rows only.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
 
 from ..models.open_clip import read_lengths, read_text_tower, text_root
-from ..models.weights import Norm, Unsupported
+from ..models.weights import Norm, TextWeights, Unsupported
 from ..ops._types import accumulation_dtype
 from ..ops.add_layer_norm import add_layer_norm, add_layer_norm_backward
 from ..ops.bias_act import bias_act, bias_act_backward
 from ..ops.prefix_attention import prefix_attention, prefix_attention_backward
 from .half import into_range
 from .layout import Layout, pack
-from .memory import KEPT_BESIDE_LAYOUT, plan
+from .memory import KEPT_BESIDE_LAYOUT, Plan, plan
 from .prompts import Prompts
 
 
@@ -52,6 +54,11 @@ class _ChunkTape:
     features: Tensor | None = None
     length: Tensor | None = None  # of the features before they were normalised
 
+    def tensors(self) -> list[Tensor]:
+        norms = [norm for saved in self.blocks for norm in (saved.norm1, saved.norm2)] + [self.final]
+        saved = [tensor for each in self.blocks for tensor in (each.q, each.kv, each.hidden)]
+        return [*saved, *(t for norm in norms for t in (norm.rows, norm.mean, norm.rstd)), self.features, self.length]
+
 
 @dataclass(frozen=True)
 class _Tape:
@@ -66,25 +73,53 @@ class _Chunk:
     qkv: Tensor  # [R, 3W] the first block's, right in the rows that hold no context
 
 
-class PackedEngine:
-    """One class list on a tower that :func:`~tpt_fast.models.open_clip.read_text_tower` understands."""
+class PackedTower:
+    """A tower that :func:`~tpt_fast.models.open_clip.read_text_tower` understands, read once.
+
+    Raises:
+        Unsupported: the tower is none, with the reason.
+    """
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+        self._root, self._weights = text_root(model), read_text_tower(model, dtype)
+        self._laid_out: Callable[[], TextWeights | None] = lambda: None  # a weak reference, once there is one
+
+    def bind(self, prompts: Prompts, ctx_init: Tensor, keep: bool) -> PackedText:
+        """The tower with one class list; see :meth:`tpt_fast.text.tower.TextTower.bind`.
+
+        Raises:
+            Unsupported: the tower does not read these prompts where it would have to.
+        """
+        lengths = read_lengths(self._root, prompts.ids)
+        if (lengths <= prompts.positions.amax(-1) + 1).any():
+            raise Unsupported("the text tower does not read these prompts at a token behind context and name")
+        specific, device, width = ctx_init.ndim == 3, ctx_init.device, ctx_init.shape[-1]
+        blocks = self._weights.blocks
+        expansion = blocks[0].fc.matrix.weight.shape[0] // width
+        memory = plan(device, width, len(blocks), expansion, self._weights.dtype.itemsize)
+        layouts = pack(replace(prompts, lengths=lengths), specific, memory.rows_at_once, device)
+        activations = memory.row_bytes * sum(layout.rows for layout in layouts)
+        weights = self._weights if activations > KEPT_BESIDE_LAYOUT else self._for_our_own_product()
+        return PackedText(weights, layouts, memory, specific, keep)
+
+    def _for_our_own_product(self) -> TextWeights:
+        """The weights laid out, which class lists share as long as one uses them."""
+        weights = self._laid_out()
+        if weights is None:
+            weights = self._weights.lay_out()
+            self._laid_out = ref(weights)
+        return weights
+
+
+class PackedText:
+    """One class list on a :class:`PackedTower`."""
 
     name = "packed"
 
-    def __init__(self, model: nn.Module, prompts: Prompts, ctx_init: Tensor, dtype: torch.dtype, keep: bool) -> None:
-        self._tower = tower = read_text_tower(model, dtype)
-        lengths = read_lengths(text_root(model), prompts.ids)
-        if (lengths <= prompts.positions.amax(-1) + 1).any():
-            raise Unsupported("the text tower does not read these prompts at a token behind context and name")
-        prompts = replace(prompts, lengths=lengths)
-        self._specific = ctx_init.ndim == 3
-        device, width, depth = ctx_init.device, ctx_init.shape[-1], len(tower.blocks)
-        expansion = tower.blocks[0].fc.matrix.weight.shape[0] // width
-        self._plan = plan(device, width, depth, expansion, dtype.itemsize)
-        layouts = pack(prompts, self._specific, self._plan.rows_at_once, device)
+    def __init__(self, weights: TextWeights, layouts: list[Layout], memory: Plan, specific: bool, keep: bool) -> None:
+        self._tower = tower = weights
+        self._plan, self._specific, width = memory, specific, weights.table.shape[1]
         self._rows = sum(layout.rows for layout in layouts)
-        if self._rows * self._plan.row_bytes <= KEPT_BESIDE_LAYOUT:
-            tower.lay_out()
         last = tower.blocks[-1].qkv
         self._last_q, self._last_kv = last.rows(0, width), last.rows(width, 3 * width)
         self._chunks = list(map(self._prepare, layouts))
@@ -99,6 +134,24 @@ class PackedEngine:
             "kept_chunks": self._kept_chunks,
             "kept_bytes": kept * self._plan.row_bytes,
         }
+
+    @property
+    def laid_out(self) -> bool:
+        """Whether weights are held once more in the layout of our own product."""
+        return self._tower.laid_out
+
+    def weights(self) -> list[Tensor]:
+        """What the tower holds."""
+        return [*self._tower.tensors(), *self._last_q.tensors(), *self._last_kv.tensors()]
+
+    def tensors(self) -> list[Tensor]:
+        """What it holds for its class list, beside the tower."""
+        return [tensor for chunk in self._chunks for tensor in (chunk.rows, chunk.qkv, *chunk.layout.tensors())]
+
+    @staticmethod
+    def tape_tensors(tape: _Tape) -> list[Tensor]:
+        """What ``tape`` keeps."""
+        return [tape.ctx, *(tensor for chunk in tape.chunks if chunk is not None for tensor in chunk.tensors())]
 
     @torch.no_grad()
     def forward(self, ctx: Tensor, keep: bool) -> tuple[Tensor, _Tape | None]:
@@ -146,7 +199,7 @@ class PackedEngine:
         for i, block in enumerate(tower.blocks):
             width = residual.shape[-1]
             final = block is tower.blocks[-1]
-            if final:  # only the EOT rows ask, and go on
+            if final:  # only the EOT rows are queries; the rest is dropped
                 if i == 0:
                     q, kv = qkv[layout.last, :width], qkv[:, width:]
                 else:
@@ -204,7 +257,7 @@ class PackedEngine:
                 grad_q[None], grad_kv[None],
             )  # fmt: skip
             through, rows = grad, slice(None) if i > 0 else layout.touched  # the other rows hold constants
-            if final:  # only the EOT rows have asked, and gone on
+            if final:  # only the EOT rows were queries
                 through = torch.zeros_like(wide[:, :width]).index_copy_(0, layout.last, grad)
                 inner = self._last_kv.matrix.back(wide)
                 inner.index_add_(0, layout.last, self._last_q.matrix.back(grad_q))

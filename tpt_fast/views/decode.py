@@ -7,12 +7,17 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+#: What :func:`load_image` takes.
+ImageLike: TypeAlias = "str | os.PathLike | Image | np.ndarray | Tensor"
 DECODERS = ("pillow", "torchvision")
 UNREADABLE = (TypeError, ValueError, OSError)  #: what :func:`load_image` says of an image, and not of the machine
 _JPEG = b"\xff\xd8\xff"  # how every JPEG file begins

@@ -18,8 +18,9 @@ OWN = {"VisionTransformer": VitTower, "ModifiedResNet": ResNetTower}
 
 class ImageEncoder:
     """The image tower of ``model`` with its weights in ``dtype``, which are shared with the model where it has that
-    type (and held once more where our own product is the faster one, see :mod:`tpt_fast.models.matrix`). The model itself
-    stays as it is. Calls from several threads are safe. ``engine="module"`` runs the model's own code in any case.
+    type (and held once more where our own product is the faster one, see :mod:`tpt_fast.models.matrix`). The model
+    itself stays as it is. Calls from several threads are safe. ``engine="module"`` runs the model's own code in any
+    case, ``autocast`` under fp16 autocast.
 
     Attributes:
         patch: side P of the patches into which views for :meth:`encode` may come cut already; None if they may not.
@@ -32,23 +33,23 @@ class ImageEncoder:
         ValueError: its images are not square.
     """
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype, engine: str = "auto") -> None:
+    def __init__(self, model: nn.Module, dtype: torch.dtype, engine: str = "auto", *, autocast: bool = False) -> None:
         self.size = preprocessing(model).size
         self.dtype = dtype
         self.patch: int | None = None
         self.why_module: str | None = None
-        self._tower = self._choose(model, engine)
+        self._tower = self._choose(model, engine, autocast)
         self.engine = self._tower.name
         if isinstance(self._tower, VitTower):
             height, width = self._tower.patch
             if height == width and self.size % height == 0:
                 self.patch = height
 
-    def _choose(self, model: nn.Module, engine: str) -> VitTower | ResNetTower | ModuleTower:
+    def _choose(self, model: nn.Module, engine: str, autocast: bool) -> VitTower | ResNetTower | ModuleTower:
         visual, kind = model.visual, type(model.visual).__name__
         if not is_known(model.encode_image):
             self.why_module = f"{type(model).__name__} has an encode_image of its own"
-            return ModuleTower(EncodeImage(model), self.dtype)
+            return ModuleTower(EncodeImage(model), self.dtype, autocast)
         try:
             if engine == "module":
                 raise Unsupported("engine='module' was asked for")
@@ -58,7 +59,16 @@ class ImageEncoder:
             return OWN[kind](visual, self.dtype)
         except Unsupported as reason:
             self.why_module = str(reason)
-            return ModuleTower(visual, self.dtype)
+            return ModuleTower(visual, self.dtype, autocast)
+
+    @property
+    def laid_out(self) -> bool:
+        """Whether weights are held once more in the layout of our own product."""
+        return getattr(self._tower, "laid_out", False)
+
+    def tensors(self) -> list[Tensor]:
+        """What the tower holds."""
+        return self._tower.tensors()
 
     @torch.no_grad()
     def encode(self, views: Tensor) -> Tensor:

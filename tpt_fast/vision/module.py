@@ -5,18 +5,24 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..models.module import replica
+from ..models.module import UnderAutocast, replica
 
 VIEWS_AT_ONCE = 64
 
 
 class ModuleTower:
-    """Any image tower, by its own code."""
+    """Any image tower, by its own code; with ``autocast`` under fp16 autocast, as the published code runs it."""
 
     name = "module"
 
-    def __init__(self, visual: nn.Module, dtype: torch.dtype) -> None:
+    def __init__(self, visual: nn.Module, dtype: torch.dtype, autocast: bool = False) -> None:
         self._visual = replica(visual, dtype)
+        if autocast:
+            self._visual = UnderAutocast(self._visual)
+
+    def tensors(self) -> list[Tensor]:
+        """What it holds."""
+        return [*self._visual.parameters(), *self._visual.buffers()]
 
     def at_once(self, device: torch.device) -> int:
         """Views of a group, which bounds the memory of a batch of images."""

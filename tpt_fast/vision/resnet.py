@@ -38,6 +38,10 @@ class ResNetTower:
         visual.attnpool = PooledQuery(visual.attnpool)
         self._visual = visual.to(dtype, memory_format=torch.channels_last)
 
+    def tensors(self) -> list[Tensor]:
+        """What it holds."""
+        return [*self._visual.parameters(), *self._visual.buffers()]
+
     def at_once(self, device: torch.device) -> int:
         """Views of a group, which costs a CPU no time and bounds the memory."""
         return VIEWS_ON_A_CPU if device.type == "cpu" else VIEWS_ON_A_GPU

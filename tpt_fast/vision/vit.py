@@ -1,8 +1,8 @@
 """open_clip's vision transformer, read at its class token: nothing that is never read is computed.
 
 Patches are cut out and projected by one matrix product, biases ride in the ops before or after it, attention reads
-queries, keys and values where the one product has put them, and in the last block only the class token asks, is
-projected and goes through the MLP.
+queries, keys and values where the one product has put them, and in the last block only the class token is a query and
+goes through projection and MLP.
 """
 
 from __future__ import annotations
@@ -41,11 +41,9 @@ class VitTower:
         self._position = (position[1:] if conv.bias is None else position[1:] + conv.bias.detach()).to(dtype)
         pre, device = visual.ln_pre, position.device
         self._norm_pre = None if isinstance(pre, nn.Identity) else read_norm(pre, dtype, device)
-        self._blocks = read_blocks(visual.transformer, dtype)
+        self._blocks = tuple(block.lay_out() for block in read_blocks(visual.transformer, dtype))
         if not self._blocks:
             raise Unsupported("the image tower has no blocks")
-        for block in self._blocks:
-            block.lay_out()
         width, last = len(self._first), self._blocks[-1].qkv
         self._last_q, self._last_kv = last.rows(0, width), last.rows(width, 3 * width)
         self._norm_post = read_norm(visual.ln_post, dtype, device)
@@ -54,6 +52,13 @@ class VitTower:
     @property
     def laid_out(self) -> bool:
         return self._embed.laid_out
+
+    def tensors(self) -> list[Tensor]:
+        """What it holds."""
+        norms = [norm for norm in (self._norm_pre, self._norm_post) if norm is not None]
+        parts = [self._embed, *self._blocks, self._last_q, self._last_kv, *norms]
+        own = [self._first, self._position, *([] if self._projection is None else [self._projection])]
+        return own + [tensor for part in parts for tensor in part.tensors()]
 
     def at_once(self, device: torch.device) -> int:
         """Views of a group: their rows stay near the last cache of a CPU, and bound the memory on a GPU."""

@@ -1,0 +1,86 @@
+"""A CLIP, read once for one precision. It knows no class names."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ._checks import check_choice
+from ._modes import plain_modes
+from .models.preprocessing import preprocessing
+from .models.weights import PRECISIONS
+from .text.prompts import Tokenizer
+from .text.tower import TextTower
+from .vision import ImageEncoder
+
+
+class Clip:
+    """Both towers of a model with their weights in one precision, which any number of class lists share.
+
+    The model itself is left alone: its weights are read, and no mark is kept on it. Weights that change afterwards need
+    a new ``Clip``. Calls from several threads are safe.
+
+    Args:
+        model: an open_clip ``CLIP`` or ``CustomTextCLIP`` on the CPU or on CUDA.
+        precision: what the towers hold their weights in: "fp32", "fp16" or "bf16".
+        tokenizer: callable ``texts -> int64 [n, context length]``; default: the model's own.
+        engine: how the text tower runs, "auto", "packed" or "module", see :class:`tpt_fast.TuneConfig`.
+        autocast: float32 weights, run by the model's own modules under fp16 autocast, as the published code runs them
+            on a GPU; ``precision`` must be "fp16".
+
+    Attributes:
+        image: :class:`~tpt_fast.vision.ImageEncoder`; text: :class:`~tpt_fast.text.tower.TextTower`.
+        scale: [] float32, exp(logit scale); bias: [] the logit bias of models trained by a sigmoid loss, or None.
+        preprocessing: size, mean and deviation of its images.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came.
+    """
+
+    @plain_modes
+    def __init__(
+        self,
+        model: nn.Module,
+        precision: str = "fp32",
+        *,
+        tokenizer: Tokenizer | None = None,
+        engine: str = "auto",
+        autocast: bool = False,
+    ) -> None:
+        check_choice("precision", precision, tuple(PRECISIONS))
+        if autocast and precision != "fp16":
+            raise ValueError(f"precision: expected 'fp16' with autocast, got {precision!r}")
+        self.preprocessing = preprocessing(model)
+        self.model, self.precision, self.autocast = model, precision, autocast
+        self.scale = model.logit_scale.detach().float().exp().reshape(())
+        bias = getattr(model, "logit_bias", None)
+        self.bias = None if bias is None else bias.detach().float().reshape(())
+        if self.device.type not in ("cpu", "cuda"):
+            raise ValueError(f"model: expected it on the CPU or on CUDA, got it on {self.device}")
+        held, by = ("fp32", "module") if autocast else (precision, "auto")
+        self.image = ImageEncoder(model, PRECISIONS[held], by, autocast=autocast)
+        self.text = TextTower(
+            model, held, tokenizer=tokenizer, engine="module" if autocast else engine, autocast=autocast
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is, and everything runs."""
+        return self.scale.device
+
+    def encode(self, views: Tensor) -> Tensor:
+        """Features of the views of B images.
+
+        Args:
+            views: [B, N, 3, S, S], or cut into patches, as :meth:`tpt_fast.vision.ImageEncoder.encode` takes them.
+
+        Returns:
+            [B, N, D] of length 1, float32 (float64 for a float64 tower).
+        """
+        if self.autocast:  # as published: one image after the other
+            return torch.stack([self.image.encode(each) for each in views])
+        return self.image.encode(views.flatten(0, 1)).view(*views.shape[:2], -1)
+
+    def __repr__(self) -> str:
+        image = f"{self.image.engine} {self.preprocessing.size} px"
+        return f"Clip({type(self.model).__name__}, {self.precision}, image {image}, {self.device})"

@@ -1,0 +1,71 @@
+"""One list of class names on one model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .encoder import TextEncoder
+
+
+@dataclass(frozen=True)
+class Classes:
+    """C names. Each different name is encoded once, so names that repeat have equal logits to the bit."""
+
+    names: tuple[str, ...]
+    text: TextEncoder  #: of the U different names
+    scale: Tensor  #: [], exp(logit scale)
+    bias: Tensor | None = None  #: [], the model's logit bias, of models trained by a sigmoid loss
+    inverse: Tensor | None = None  #: int64 [C], which of the different names each is; None if no name repeats
+    places: Tensor | None = None  #: int64 [U, most repeats], where each stands among the C, filled up with C; likewise
+
+    @classmethod
+    def of(cls, names: tuple[str, ...], text: TextEncoder, scale: Tensor, bias: Tensor | None) -> Classes:
+        """``names`` whose different ones, in order of appearance, are those of ``text``."""
+        different = text.classnames
+        if len(different) == len(names):
+            return cls(names, text, scale, bias)
+        return cls(names, text, scale, bias, *_repeats(names, different, text.device))
+
+    def scaled(self, images: Tensor) -> Tensor:
+        """Features of views times the logit scale, as :meth:`logits` takes them."""
+        return self.scale * images
+
+    def logits(self, images: Tensor, features: Tensor) -> Tensor:
+        """Logits of views.
+
+        Args:
+            images: scaled features [B, N, D].
+            features: of the different names, [U, D] for all images or [B, U, D].
+
+        Returns:
+            [B, N, C].
+        """
+        logits = images @ features.to(images.dtype).mT
+        logits = logits if self.bias is None else logits + self.bias
+        return logits if self.inverse is None else logits[..., self.inverse]
+
+    def grad_features(self, images: Tensor, grad_logits: Tensor) -> Tensor:
+        """Gradient [B, U, D] of the text features, from the same rows of the scaled image features [B, K, D] and of the
+        logits' gradient [B, K, C]."""
+        if self.places is not None:  # sums in a fixed order, which index_add on a GPU would not keep
+            grad_logits = nn.functional.pad(grad_logits, (0, 1))[..., self.places].sum(-1)
+        return grad_logits.mT @ images
+
+    def tensors(self) -> list[Tensor]:
+        """What the list holds beside the text tower."""
+        return [each for each in (self.inverse, self.places) if each is not None]
+
+
+def _repeats(names: Sequence[str], different: Sequence[str], device: torch.device) -> tuple[Tensor, Tensor]:
+    """See :class:`Classes`: which of the different names each of the C is, and where each of them stands."""
+    place = {name: i for i, name in enumerate(different)}
+    standing: list[list[int]] = [[] for _ in different]
+    for i, name in enumerate(names):
+        standing[place[name]].append(i)
+    most = max(map(len, standing))
+    padded = [at + [len(names)] * (most - len(at)) for at in standing]
+    return torch.tensor([place[name] for name in names], device=device), torch.tensor(padded, device=device)

@@ -1,0 +1,121 @@
+"""The text tower of a model, read once for one precision; class lists are bound to it."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from .._checks import check_choice
+from ..config import ENGINES
+from ..models.open_clip import resolve_precision, text_root, token_embedding
+from ..models.weights import Unsupported
+from ..ops._types import accumulation_dtype
+from .module import ModuleTower
+from .packed import PackedTower
+from .prompts import Prompts, Tokenizer, context_length, default_tokenizer
+
+#: Opaque to callers; holds what ``backward`` needs. Read only, so threads and images may share one.
+Tape = Any
+
+
+class BoundText(Protocol):
+    """A tower with the prompts of one class list: forward and backward for one context [n_ctx, W] (class-specific:
+    [C, n_ctx, W])."""
+
+    name: str
+    laid_out: bool  #: whether weights are held once more in the layout of our own product
+
+    def forward(self, ctx: Tensor, keep: bool) -> tuple[Tensor, Tape | None]:
+        """Normalised features [C, D], and with ``keep`` the tape for :meth:`backward`."""
+
+    def backward(self, tape: Tape, grad: Tensor) -> Tensor:
+        """d / d ctx, from the gradient of the features [C, D]."""
+
+    def describe(self) -> dict[str, Any]:
+        """Sizes and choices, for reports."""
+
+    def weights(self) -> list[Tensor]:
+        """What the tower holds."""
+
+    def tensors(self) -> list[Tensor]:
+        """What it holds for its class list, beside the tower."""
+
+    def tape_tensors(self, tape: Tape) -> list[Tensor]:
+        """What ``tape`` keeps."""
+
+
+class TextTower:
+    """Weights of the text tower, converted once, for any number of class lists. The model itself is left alone.
+
+    Args:
+        model: see :class:`~tpt_fast.TextEncoder`.
+        precision: "fp32", "fp16", "bf16", or None for the model's own.
+        tokenizer: the model's; found from the model when None.
+        engine: "auto", "packed" or "module", see :class:`~tpt_fast.TextEncoder`.
+        autocast: run the model's own code under fp16 autocast, as the published code does.
+
+    Attributes:
+        width, context_length: of its tokens' embeddings, and how many tokens it takes.
+        dtype: of features and contexts: float32, or float64 for a float64 tower.
+        wanted: the engine that was asked for.
+        why_module: why the packed tower cannot represent it; None if it can.
+
+    Raises:
+        TypeError: a model without a text tower.
+        ValueError: an unknown option, or ``engine="packed"`` for a model that it cannot represent exactly.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        precision: str | None = None,
+        *,
+        tokenizer: Tokenizer | None = None,
+        engine: str = "auto",
+        autocast: bool = False,
+    ) -> None:
+        check_choice("engine", engine, ENGINES)
+        self._model, self.wanted, self._autocast = model, engine, autocast
+        self._embedding = token_embedding(text_root(model))
+        self._storage = resolve_precision(precision, model)
+        self.device, self.width = self._embedding.weight.device, self._embedding.weight.shape[1]
+        self.dtype = accumulation_dtype(self._storage)
+        self.context_length = context_length(model)
+        self.tokenizer = tokenizer or default_tokenizer(model)
+        self._packed: PackedTower | None = None
+        self.why_module: str | None = "engine='module' was asked for"
+        if engine != "module":
+            try:
+                self._packed, self.why_module = PackedTower(model, self._storage), None
+            except Unsupported as reason:
+                self._refuse(reason)
+                self.why_module = str(reason)
+
+    @cached_property
+    def _module(self) -> ModuleTower:
+        return ModuleTower(self._model, self._storage, self._autocast)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Embeddings [..., W] of token ids, as the model makes them."""
+        return self._embedding(ids.to(self.device)).detach()
+
+    def bind(self, prompts: Prompts, ctx_init: Tensor, keep: bool) -> tuple[BoundText, str | None]:
+        """The tower with one class list, and why it is not the packed one (None if it is).
+
+        Args:
+            keep: activations for backward passes, as far as memory allows.
+        """
+        reason = self.why_module
+        if self._packed is not None:
+            try:
+                return self._packed.bind(prompts, ctx_init, keep), None
+            except Unsupported as error:
+                self._refuse(error)
+                reason = str(error)
+        return self._module.bind(prompts, keep), reason
+
+    def _refuse(self, reason: Unsupported) -> None:
+        if self.wanted == "packed":
+            raise ValueError(f"engine: 'packed' cannot represent this model: {reason}; use 'module'") from reason
