@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 
 from tpt_fast.bench.rates import copy_rate, matrix_rate, synchronize
-from tpt_fast.graphs.capturable import Watch
+from tpt_fast.graphs.capturable import ObstacleFinder
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 _CALLS, _REPLAYS = 20, 25  # at most, of a graph
@@ -66,10 +66,10 @@ def replayed(run: Callable, arguments: tuple, seconds: float) -> float | None:
     replays = max(5, min(_REPLAYS, int(_SECONDS / calls / seconds)))
     stream = torch.cuda.Stream()
     graph, start, end = torch.cuda.CUDAGraph(), *(torch.cuda.Event(enable_timing=True) for _ in range(2))
-    with torch.cuda.stream(stream), Watch() as watch:
+    with torch.cuda.stream(stream), ObstacleFinder() as finder:
         run(*arguments)
     stream.synchronize()
-    if watch.obstacle:
+    if finder.obstacle:
         return None
     try:
         with torch.cuda.graph(graph, stream=stream):

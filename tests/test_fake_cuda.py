@@ -8,7 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tpt_fast import TuneConfig, Tuner
 from tpt_fast._stages import Stages
-from tpt_fast.graphs.capturable import Watch
+from tpt_fast.graphs.capturable import ObstacleFinder
 from tpt_fast.graphs.replay import Captured, Graphs
 
 NAMES = ["cat", "dog", "sports car", "dog"]
@@ -35,10 +35,10 @@ def views(of, images=1):
 
 
 def run(twin, images=1):
-    with torch.no_grad(), Watch() as watch:
+    with torch.no_grad(), ObstacleFinder() as finder:
         results = twin.run(twin.classes, views(twin, images), Stages())
     assert results.data.device == DEVICE
-    return watch
+    return finder
 
 
 CASES = {
@@ -59,8 +59,8 @@ CASES = {
 def test_the_loop_stays_on_the_device(mode, case, images):
     twin = on_cuda(tuner(**CASES[case]), mode)
     with mode:
-        watch = run(twin, images)
-    assert watch.obstacle is None
+        finder = run(twin, images)
+    assert finder.obstacle is None
 
 
 def meddle(monkeypatch, twin, change):

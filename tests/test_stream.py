@@ -15,7 +15,8 @@ import torch
 
 from tpt_fast import TuneConfig, Tuner
 from tpt_fast.demo import PHOTO_FOLDER
-from tpt_fast.stream import THREAD_NAMES, Beside
+from tpt_fast.stream import THREAD_NAMES, SideStream
+from tpt_fast.views.decode import load_image
 
 NAMES = ["cat", "dog", "goldfish"]
 PHOTO = PHOTO_FOLDER / "cat.jpg"
@@ -122,12 +123,12 @@ def test_look_ahead_is_bounded(tuner, images, workers):
     results.close()
 
 
-def test_views_of_the_next_image_are_made_while_this_one_runs(tuner, images, monkeypatch):
-    """The first image is held in its tuning until the second one's views are there: one after the other would wait."""
-    prepare, tune, second, count = tuner.prepare, tuner.finish, threading.Event(), itertools.count(1)
+def test_the_next_image_is_read_while_this_one_runs(tuner, images, monkeypatch):
+    """The first image waits in its tuning until the second one is there: one after the other would wait for ever."""
+    tune, second, count = tuner.finish, threading.Event(), itertools.count(1)
 
-    def prepare_and_tell(image):
-        result = prepare(image)
+    def load_and_tell(*arguments):
+        result = load_image(*arguments)
         if next(count) == 2:
             second.set()
         return result
@@ -136,7 +137,7 @@ def test_views_of_the_next_image_are_made_while_this_one_runs(tuner, images, mon
         assert second.wait(30)
         return tune(*args, **options)
 
-    monkeypatch.setattr(tuner, "prepare", prepare_and_tell)
+    monkeypatch.setattr("tpt_fast.tuner.load_image", load_and_tell)
     monkeypatch.setattr(tuner, "finish", tune_when_the_second_is_there)
     assert len(list(tuner.map(images[:3], workers=1))) == 3
 
@@ -159,8 +160,8 @@ def test_on_cuda_views_are_made_on_a_stream_of_their_own(tuner, images, monkeypa
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: Stream("beside"))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream("caller's"))
     monkeypatch.setattr(torch.cuda, "stream", nullcontext)
-    beside = Beside(torch.device("cuda"))
-    task = beside.task(lambda image: said.append("prepare") or tuner.prepare(image), images[0])
+    side = SideStream(torch.device("cuda"))
+    task = side.task(lambda image: said.append("prepare") or tuner.prepare(image), images[0])
     assert said == [("record", "caller's", True)]
     with ThreadPoolExecutor(1) as pool:
         prepared = pool.submit(task).result()
@@ -200,6 +201,18 @@ def test_ctrl_c_stops_it(tuner, images):
     assert not left()
 
 
+def test_pairs_of_image_and_label_are_no_images(tuner, images):
+    with pytest.raises(TypeError, match=r"images: expected one image at a time, got a tuple of 2 \(Tensor, int\); for"):
+        list(tuner.map([(images[0], 3)]))
+
+
+def test_boxes_that_an_image_cannot_have_are_its_failure(tuner, images, monkeypatch):
+    """Views are made in the caller's thread on a CPU: what they say of one image does not end the stream either."""
+    monkeypatch.setattr("tpt_fast.tuner.draw_boxes", lambda *_, **__: torch.tensor([[0, 0, 60, 60, 0]]))
+    found = list(tuner.map(images))
+    assert [result.status for result in found] == ["failed" if min(i.shape[:2]) < 60 else "tuned" for i in images]
+
+
 def test_an_error_of_the_tuning_itself_ends_it(tuner, images, monkeypatch):
     def failing(*_, **__):
         raise MemoryError("full")
@@ -211,10 +224,10 @@ def test_an_error_of_the_tuning_itself_ends_it(tuner, images, monkeypatch):
 
 
 def test_an_error_that_is_not_the_images_ends_it(tuner, images, monkeypatch):
-    def failing(image, boxes=None):
+    def failing(*_):
         raise ImportError("no decoder")
 
-    monkeypatch.setattr(tuner, "prepare", failing)
+    monkeypatch.setattr("tpt_fast.tuner.load_image", failing)
     with pytest.raises(ImportError, match="no decoder"):
         list(tuner.map(images))
     assert not left()

@@ -12,7 +12,7 @@ from torchvision.io import decode_jpeg
 from tpt_fast import TuneConfig, Tuner
 from tpt_fast._stages import Stages
 from tpt_fast.demo import PHOTO_FOLDER
-from tpt_fast.stream import Beside
+from tpt_fast.stream import SideStream
 from tpt_fast.views.decode import load_image
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
@@ -120,10 +120,10 @@ def test_batches_and_streams(model):
 
 def test_the_next_images_views_are_made_while_this_one_runs(model):
     """The caller's stream is busy for a long time; what the worker waits for has to be done long before that ends."""
-    graphed, beside = tuner(model), Beside(torch.device("cuda"))
+    graphed, side = tuner(model), SideStream(torch.device("cuda"))
     want = graphed._prepare(PHOTO).views
-    beside.task(graphed._prepare, PHOTO)()  # what a first call allocates might wait for the device
-    task = beside.task(graphed._prepare, PHOTO)
+    side.task(graphed._prepare, PHOTO)()  # what a first call allocates might wait for the device
+    task = side.task(graphed._prepare, PHOTO)
     busy, end = torch.cuda.Event(), torch.cuda.Event()
     busy.record()
     torch.cuda._sleep(1_000_000_000)  # about half a second
@@ -132,7 +132,7 @@ def test_the_next_images_views_are_made_while_this_one_runs(model):
         prepared = pool.submit(task).result()
     assert busy.query()
     assert not end.query()
-    beside.hand_over(prepared.views)
+    side.hand_over(prepared.views)
     assert torch.equal(prepared.views, want)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
-class Held:
+class Size:
     """Bytes of one part."""
 
     own: int  #: allocated for the Tuner
@@ -18,8 +18,8 @@ class Held:
     why: str
 
 
-class Memory(dict[str, Held]):
-    """Part -> :class:`Held`. A storage counts once, in the first part that keeps it. ``print`` shows a table."""
+class Memory(dict[str, Size]):
+    """Part -> :class:`Size`. A storage counts once, in the first part that keeps it. ``print`` shows a table."""
 
     @property
     def own(self) -> int:
@@ -50,7 +50,7 @@ def measure(model: nn.Module, parts: dict[str, tuple[str, Iterable[Tensor]]]) ->
         sizes = {storage: size for storage, size in sizes.items() if storage not in counted}
         counted |= sizes.keys()
         shared = sum(size for storage, size in sizes.items() if storage in theirs)
-        memory[part] = Held(sum(sizes.values()) - shared, shared, why)
+        memory[part] = Size(sum(sizes.values()) - shared, shared, why)
     return memory
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -16,7 +17,7 @@ from .views.decode import UNREADABLE
 
 THREAD_NAMES = "tpt-fast-views"
 
-Result = TypeVar("Result")
+Ahead, Result = TypeVar("Ahead"), TypeVar("Result")
 
 
 class Prepared(NamedTuple):
@@ -27,28 +28,33 @@ class Prepared(NamedTuple):
     seconds: dict[str, float]
 
 
-class Steps(NamedTuple, Generic[Result]):
-    """What is done with each image of a stream."""
+@dataclass(frozen=True)
+class Steps(Generic[Ahead, Result]):
+    """What is done with each image of a stream. ``ahead`` and ``prepare`` may say that it cannot be read
+    (:data:`~tpt_fast.views.decode.UNREADABLE`)."""
 
-    prepare: Callable[[Any], Prepared]  #: in a worker thread
-    finish: Callable[[Prepared], Result]  #: in the caller's thread
-    fail: Callable[[BaseException], Result]  #: the same, for an image that cannot be read
+    ahead: Callable[[Any], Ahead]  #: in a worker thread
+    prepare: Callable[[Ahead], Prepared]  #: in the caller's thread, as the others
+    finish: Callable[[Prepared], Result]
+    fail: Callable[[BaseException], Result]  #: for an image that cannot be read
 
 
-def stream(steps: Steps[Result], images: Iterable, device: torch.device, workers: int) -> Iterator[Result]:
+def stream(
+    steps: Steps[Any, Result], images: Iterable, device: torch.device, workers: int
+) -> Generator[Result, None, None]:
     """See :meth:`tpt_fast.Tuner.map`. Images are taken from ``images`` in the caller's thread: it need not be
     thread-safe."""
-    images, ended = iter(images), None
-    ahead: deque[Future[Prepared]] = deque()
-    beside = Beside(device) if device.type == "cuda" else None
+    source, ended = iter(images), None
+    ahead: deque[Future] = deque()
+    side = SideStream(device) if device.type == "cuda" else None
     executor = ThreadPoolExecutor(workers, THREAD_NAMES)
 
     def fill() -> None:
         nonlocal ended
         while ended is None and len(ahead) <= workers:  # one for each worker, and one that is ready
             try:
-                image = _held(next(images))
-                task = beside.task(steps.prepare, image) if beside else partial(steps.prepare, image)
+                image = _copied(next(source))
+                task = side.task(steps.ahead, image) if side else partial(steps.ahead, image)
                 ahead.append(executor.submit(task))
             except Exception as error:  # results that are under way come first
                 ended = error
@@ -56,28 +62,41 @@ def stream(steps: Steps[Result], images: Iterable, device: torch.device, workers
     try:
         fill()
         while ahead:
-            views = ahead.popleft()
-            error = views.exception()
-            if error is not None and not isinstance(error, UNREADABLE):
-                raise error
+            coming = ahead.popleft()
+            coming.exception()  # waits
             fill()  # the workers go on while this one runs
-            if error is None and beside:
-                beside.hand_over(views.result().views)
-            yield steps.finish(views.result()) if error is None else steps.fail(error)
+            try:
+                prepared = steps.prepare(coming.result())
+            except UNREADABLE as error:
+                yield steps.fail(error)
+                continue
+            if side:
+                side.hand_over(prepared.views)
+            yield steps.finish(prepared)
         if not isinstance(ended, StopIteration):
             raise ended
     finally:  # also when the consumer closes this early or presses Ctrl-C
         executor.shutdown(cancel_futures=True)
 
 
-def _held(image: Any) -> Any:
-    """``image``, safe from a producer that writes the next one into the same memory, as readers of video do."""
+def _copied(image: Any) -> Any:
+    """``image``, safe from a producer that writes the next one into the same memory, as readers of video do.
+
+    Raises:
+        TypeError: it is not one image but several things, as data sets of torchvision yield them.
+    """
+    if isinstance(image, (tuple, list)):
+        kinds = ", ".join(type(each).__name__ for each in image)
+        raise TypeError(
+            f"images: expected one image at a time, got a {type(image).__name__} of {len(image)} ({kinds}); "
+            "for pairs of image and label write map(image for image, _ in pairs)"
+        )
     if isinstance(image, Tensor):
         return image.clone()
     return image.copy() if isinstance(image, np.ndarray) else image
 
 
-class Beside:
+class SideStream:
     """A CUDA stream beside the caller's: copies and views of the next images run there while this one is classified."""
 
     def __init__(self, device: torch.device) -> None:

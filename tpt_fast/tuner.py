@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable, Sequence
 from concurrent.futures import Future
 from threading import Lock
 from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar, cast
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
+from ._checks import check_integer
 from ._machine import free_bytes
 from ._modes import plain_modes
 from ._stages import Stages
@@ -21,7 +22,7 @@ from .config import TuneConfig, TuneOptions
 from .extension import load
 from .graphs.bundle import Bundle
 from .graphs.replay import Graphs
-from .memory import Held, Memory, measure
+from .memory import Memory, Size, measure
 from .methods import Method
 from .methods.tpt import ObjectiveFunction
 from .models.preprocessing import preprocessing
@@ -44,6 +45,13 @@ class _Loop(NamedTuple):
     classes: Classes
     start: Tensor  # the initial context, float32 on the CPU
     graphs: Graphs | None  # of the loop, where it is captured
+
+
+class _Loaded(NamedTuple):
+    """One image's pixels, and the stages that it has been through."""
+
+    pixels: Tensor  # uint8 [H, W, 3]
+    stages: Stages
 
 
 class Tuner:
@@ -185,14 +193,17 @@ class Tuner:
             results += self.finish(prepared, keep_views=keep_views)
         return results
 
-    def map(self, images: Iterable, *, workers: int = 2, keep_views: bool = False) -> Iterator[TuneResult]:
+    def map(
+        self, images: Iterable[ImageLike], *, workers: int = 2, keep_views: bool = False
+    ) -> Generator[TuneResult, None, None]:
         """Tune for a stream of images, of any length: results one by one, in order, equal to those of single calls.
 
-        While one image is tuned, threads decode the next and make their views, on CUDA on a stream of their own; images
-        are taken from ``images`` when there is a place for them, at most ``workers + 1`` ahead. The threads end with
-        the stream, and when the generator is closed, forgotten or interrupted. An image that cannot be read gets a
-        result with its ``error``, and the stream goes on; any other error ends it. What ``images`` itself raises comes
-        after the results before it.
+        While one image is tuned, threads decode the next ones. On CUDA they also make their views, on a stream of their
+        own; on a CPU, whose cores the towers fill, that would only take time from them. Images are taken from
+        ``images`` when there is a place for them, at most ``workers + 1`` ahead. The threads end with the stream, and
+        when the generator is closed, forgotten or interrupted. An image that cannot be read gets a result with its
+        ``error``, and the stream goes on; any other error ends it. What ``images`` itself raises comes after the
+        results before it.
 
         Args:
             images: yields images as for :meth:`__call__`.
@@ -203,15 +214,18 @@ class Tuner:
             A generator. The stages "load" and "views" of its timings ran while other images were tuned.
 
         Raises:
-            TypeError, ValueError: ``images`` is not iterable, ``workers`` is not an int of 1 or more.
+            TypeError, ValueError: ``images`` is not iterable or yields (image, label) pairs; ``workers`` is no int of 1
+                or more.
         """
         if isinstance(images, (str, bytes)) or not isinstance(images, Iterable):
             raise TypeError(f"images: expected an iterable of images, got {type(images).__name__}")
-        if isinstance(workers, bool) or not isinstance(workers, int):
-            raise TypeError(f"workers: expected an int, got {type(workers).__name__}")
-        if workers < 1:
-            raise ValueError(f"workers: expected 1 or more, got {workers}")
-        steps = Steps(self.prepare, lambda prepared: self.finish([prepared], keep_views=keep_views)[0], self.failed)
+        check_integer("workers", workers, 1)
+        steps = Steps(
+            ahead=self.prepare if self.device.type == "cuda" else self._load,
+            prepare=(lambda prepared: prepared) if self.device.type == "cuda" else self._cut,
+            finish=lambda prepared: self.finish([prepared], keep_views=keep_views)[0],
+            fail=self.failed,
+        )
         return stream(steps, images, self.device, 1 if self.config.strict_official else workers)
 
     def tune_views(self, views: Tensor, *, keep_views: bool = False) -> TuneResult:
@@ -290,16 +304,23 @@ class Tuner:
             },
         )
         if graphs is not None:
-            memory["CUDA graphs"] = Held(graphs.bytes, 0, "what the captured loops compute in")
+            memory["CUDA graphs"] = Size(graphs.bytes, 0, "what the captured loops compute in")
         return memory
 
     # --- the steps of a call, for pipelines of one's own
 
-    def prepare(self, image: Any, boxes: Tensor | None = None) -> Prepared:
+    def prepare(self, image: ImageLike, boxes: Tensor | None = None) -> Prepared:
         """From an image, as :meth:`__call__` takes it, to its views; safe to call from other threads."""
+        return self._cut(self._load(image), boxes)
+
+    def _load(self, image: ImageLike) -> _Loaded:
         stages = Stages()
         with stages("load"):
             pixels = load_image(image, self.config.decoder, self.device)
+        return _Loaded(pixels, stages)
+
+    def _cut(self, loaded: _Loaded, boxes: Tensor | None = None) -> Prepared:
+        pixels, stages = loaded
         with stages("views"):
             if boxes is None:
                 # None stands for torch's global generator, from which the published code draws.

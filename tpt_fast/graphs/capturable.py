@@ -15,7 +15,7 @@ _COPIES = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
 _INDEXING = (torch.ops.aten.index.Tensor, torch.ops.aten.index_put.default, torch.ops.aten.index_put_.default)
 
 
-class Watch(TorchDispatchMode):
+class ObstacleFinder(TorchDispatchMode):
     """While active in a thread, looks for what the device cannot do without the host.
 
     Attributes:

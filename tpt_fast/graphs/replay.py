@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .bundle import Bundle
-from .capturable import Watch
+from .capturable import ObstacleFinder
 
 Run = Callable[[Tensor], Bundle]
 
@@ -78,10 +78,10 @@ class Graphs:
                 return self._replay(captured, given)
         if not first or self.why_eager is not None:
             return run(given)
-        with Watch() as watch:
+        with ObstacleFinder() as finder:
             results = run(given)
-        if watch.obstacle is not None:
-            self._give_up(watch.obstacle)
+        if finder.obstacle is not None:
+            self._give_up(finder.obstacle)
         return results
 
     def _try(self, run: Run, given: Tensor) -> Captured | None:

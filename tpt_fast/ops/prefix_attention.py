@@ -102,8 +102,8 @@ def _check(q: Tensor, kv: Tensor, offsets: Tensor, prefix: int, heads: int) -> N
     if q.shape[1] not in (kv.shape[1], len(offsets) - 1):
         expected = f"{kv.shape[1]} rows, or {len(offsets) - 1} (one a class)"
         raise ValueError(f"q: expected {expected}, got {list(q.shape)}")
-    most = min(kv.shape[1], _MAX_KEYS)
-    if not 0 <= prefix <= most:
-        raise ValueError(f"prefix: expected 0 to {most} (of {kv.shape[1]} rows), got {prefix}")
+    maximum = min(kv.shape[1], _MAX_KEYS)
+    if not 0 <= prefix <= maximum:
+        raise ValueError(f"prefix: expected 0 to {maximum} (of {kv.shape[1]} rows), got {prefix}")
     if heads < 1 or q.shape[2] % heads:
         raise ValueError(f"heads: expected a divisor of the width {q.shape[2]}, got {heads}")

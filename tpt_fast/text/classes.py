@@ -20,7 +20,7 @@ class Classes:
     scale: Tensor  #: [], exp(logit scale)
     bias: Tensor | None = None  #: [], the model's logit bias, of models trained by a sigmoid loss
     inverse: Tensor | None = None  #: int64 [C], which of the different names each is; None if no name repeats
-    places: Tensor | None = None  #: int64 [U, most repeats], where each stands among the C, filled up with C; likewise
+    places: Tensor | None = None  #: int64 [U, max repeats], where each stands among the C, filled up with C; likewise
 
     @classmethod
     def of(cls, names: tuple[str, ...], text: TextEncoder, scale: Tensor, bias: Tensor | None) -> Classes:
@@ -66,6 +66,6 @@ def _repeats(names: Sequence[str], different: Sequence[str], device: torch.devic
     standing: list[list[int]] = [[] for _ in different]
     for i, name in enumerate(names):
         standing[place[name]].append(i)
-    most = max(map(len, standing))
-    padded = [at + [len(names)] * (most - len(at)) for at in standing]
+    repeats = max(map(len, standing))
+    padded = [at + [len(names)] * (repeats - len(at)) for at in standing]
     return torch.tensor([place[name] for name in names], device=device), torch.tensor(padded, device=device)
