@@ -1,4 +1,4 @@
-"""Put the measured rows into README.md: ``python benchmarks/table.py``."""
+"""Put the measured rows into docs/measured.md: ``python benchmarks/table.py``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from kept import RESULTS, by_numbers
 from tpt_fast._files import written_aside
 from tpt_fast.bench.rows import duration, read
 
-README = Path(__file__).resolve().parent.parent / "README.md"
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "measured.md"
 BEGIN, END = "<!-- rows:begin -->", "<!-- rows:end -->"
 
 
@@ -35,9 +35,9 @@ def table() -> str:
 
 def main() -> None:
     """Replace what stands between the two marks."""
-    text = README.read_text()
+    text = PAGE.read_text()
     before, after = text.partition(BEGIN)[0], text.partition(END)[2]
-    with written_aside(README) as aside:
+    with written_aside(PAGE) as aside:
         aside.write_text(f"{before}{BEGIN}\n{table()}{END}{after}")
 
 
