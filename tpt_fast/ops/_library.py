@@ -7,8 +7,11 @@ puts its kernels in front of that for the CPU and CUDA, so an op exists and give
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
+from torch import Tensor
+from torch.autograd import forward_ad
 
 _library = torch.library.Library("tpt_fast", "DEF")
 
@@ -17,6 +20,49 @@ def define(schema: str, reference: Callable, tags: Sequence[torch.Tag] = ()) -> 
     """Define the op of ``schema``, e.g. ``"scale(Tensor x, float by) -> Tensor"``, with ``reference`` behind it."""
     _library.define(schema, tags=tags)
     _library.impl(schema.partition("(")[0], reference, "CompositeExplicitAutograd")
+
+
+class _Once(torch.autograd.Function):
+    """The identity, for a first derivative: a second one raises."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, op: str) -> Tensor:
+        ctx.op = op
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, _grad: Tensor) -> Any:
+        raise RuntimeError(f"{ctx.op} can be differentiated once only")
+
+
+def differentiate_once(op: str, backward: Callable, setup_context: Callable) -> None:
+    """Register the gradient of ``op``. Its kernels have no gradient of their own, so that a second derivative would be
+    zero without a word; it raises instead."""
+
+    def once(ctx: Any, *grads: Tensor) -> Any:
+        twice = torch.is_grad_enabled()  # create_graph=True
+        with torch.no_grad():
+            results = backward(ctx, *grads)
+        if not twice:
+            return results
+        return tuple(None if each is None else _Once.apply(each.detach().requires_grad_(), op) for each in results)
+
+    torch.library.register_autograd(f"tpt_fast::{op}", once, setup_context=setup_context)
+
+
+def check_derivatives(op: str, *, differentiable: bool, **tensors: Tensor | None) -> None:
+    """Refuse the derivatives that an op does not have, and that would be lost without a word.
+
+    Raises:
+        RuntimeError: a tensor has a forward-mode tangent, or a gradient is wanted of an op that has none.
+    """
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        if not differentiable and tensor.requires_grad and torch.is_grad_enabled():
+            raise RuntimeError(f"{name}: {op} has no derivative, and this tensor requires a gradient; detach it")
+        if forward_ad._current_level >= 0 and forward_ad.unpack_dual(tensor).tangent is not None:
+            raise RuntimeError(f"{name}: {op} has no forward-mode derivative, and this tensor has a tangent")
 
 
 _library.define("build_info() -> str")

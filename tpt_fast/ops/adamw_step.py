@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..extension import load
 from ..reference.adamw_step import adamw_step_or_skip as reference
-from ._library import define
+from ._library import check_derivatives, define
 
 define(
     "adamw_step(Tensor context, Tensor grad, Tensor? exp_avg, Tensor? exp_avg_sq, Tensor? step, float lr, float beta1, "
@@ -60,6 +60,7 @@ def adamw_step(
         ValueError: a shape, or only part of the state.
         TypeError: a tensor of another type.
     """
+    check_derivatives("adamw_step", differentiable=False, context=context, grad=grad)
     if context.dim() != 3:
         raise ValueError(f"context: expected [B, n_ctx, width], got {list(context.shape)}")
     if context.dtype not in (torch.float32, torch.float64):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..extension import load
 from ..reference import add_layer_norm as reference
-from ._library import define
+from ._library import check_derivatives, define, differentiate_once
 from ._types import accumulation_dtype
 
 define(
@@ -74,7 +74,7 @@ def _over_rows(x: Tensor) -> Tensor:
     return x.reshape(-1, x.shape[-1]).sum(0)
 
 
-torch.library.register_autograd("tpt_fast::add_layer_norm", _backward, setup_context=_setup_context)
+differentiate_once("add_layer_norm", _backward, _setup_context)
 
 
 def add_layer_norm(
@@ -101,6 +101,9 @@ def add_layer_norm(
     Raises:
         ValueError, TypeError: an argument of another shape or type.
     """
+    check_derivatives(
+        "add_layer_norm", differentiable=True, x=x, delta=delta, weight=weight, bias=bias, delta_bias=delta_bias
+    )
     _check(x, "x", x, rows=True)
     _check(weight, "weight", x)
     _check(bias, "bias", x)
@@ -126,6 +129,14 @@ def add_layer_norm_backward(
         sum, mean, rstd: as :func:`add_layer_norm` returned them.
         weight: [width].
     """
+    check_derivatives(
+        "add_layer_norm_backward",
+        differentiable=False,
+        grad_normed=grad_normed,
+        grad_sum=grad_sum,
+        sum=sum,
+        weight=weight,
+    )
     _check(sum, "sum", sum, rows=True)
     _check(grad_normed, "grad_normed", sum, rows=True)
     _check(weight, "weight", sum)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..extension import load
 from ..reference import bias_act as reference
-from ._library import define
+from ._library import check_derivatives, define, differentiate_once
 from ._types import FLOATING, accumulation_dtype
 
 define("bias_act(Tensor x, Tensor? bias, bool quick) -> Tensor", reference.bias_act)
@@ -44,7 +44,7 @@ def _backward(ctx, grad):
     return grad, grad_bias, None
 
 
-torch.library.register_autograd("tpt_fast::bias_act", _backward, setup_context=_setup_context)
+differentiate_once("bias_act", _backward, _setup_context)
 
 
 def bias_act(x: Tensor, bias: Tensor | None = None, activation: str = "gelu") -> Tensor:
@@ -62,6 +62,7 @@ def bias_act(x: Tensor, bias: Tensor | None = None, activation: str = "gelu") ->
         ValueError: another activation, or a bias of another shape.
         TypeError: ``x`` or ``bias`` of another type.
     """
+    check_derivatives("bias_act", differentiable=True, x=x, bias=bias)
     quick = _check(x, bias, activation)
     load.ensure()
     return torch.ops.tpt_fast.bias_act(x, bias, quick)
@@ -75,6 +76,7 @@ def bias_act_(x: Tensor, bias: Tensor | None = None, activation: str = "gelu") -
     Raises:
         ValueError, TypeError: as there, or an ``x`` that is not contiguous.
     """
+    check_derivatives("bias_act_", differentiable=False, x=x, bias=bias)
     quick = _check(x, bias, activation)
     if not x.is_contiguous():
         raise ValueError(f"x: expected a contiguous tensor, got strides {x.stride()}")
@@ -85,6 +87,7 @@ def bias_act_(x: Tensor, bias: Tensor | None = None, activation: str = "gelu") -
 
 def bias_act_backward(grad: Tensor, x: Tensor, bias: Tensor | None = None, activation: str = "gelu") -> Tensor:
     """Gradient with respect to ``x`` of :func:`bias_act`, from the gradient ``grad`` [..., width] of its result."""
+    check_derivatives("bias_act_backward", differentiable=False, grad=grad, x=x, bias=bias)
     quick = _check(x, bias, activation)
     load.ensure()
     return torch.ops.tpt_fast.bias_act_backward(grad, x, bias, quick)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..extension import load
 from ..reference import prefix_attention as reference
-from ._library import define
+from ._library import check_derivatives, define, differentiate_once
 from ._types import FLOATING
 
 define(
@@ -44,7 +44,7 @@ def _backward(ctx, grad):
     return grad_q, grad_kv, None, None, None
 
 
-torch.library.register_autograd("tpt_fast::prefix_attention", _backward, setup_context=_setup_context)
+differentiate_once("prefix_attention", _backward, _setup_context)
 
 
 def prefix_attention(q: Tensor, kv: Tensor, offsets: Tensor, prefix: int, heads: int) -> Tensor:
@@ -71,6 +71,7 @@ def prefix_attention(q: Tensor, kv: Tensor, offsets: Tensor, prefix: int, heads:
         RuntimeError: by the compiled kernel on the CPU, which alone looks at them: other offsets, or over 1024 keys for
             a query.
     """
+    check_derivatives("prefix_attention", differentiable=True, q=q, kv=kv)
     _check(q, kv, offsets, prefix, heads)
     load.ensure()
     return torch.ops.tpt_fast.prefix_attention(q, kv, offsets, prefix, heads)
@@ -84,6 +85,7 @@ def prefix_attention_backward(
     The outputs have the shapes of ``q`` and ``kv`` and a dense last dimension; they may be halves of one [B, R, 3W], so
     that one matrix product takes the gradient on. Every element is written.
     """
+    check_derivatives("prefix_attention_backward", differentiable=False, grad=grad, q=q, kv=kv)
     _check(q, kv, offsets, prefix, heads)
     for name, t, like in (("grad", grad, q), ("grad_q", grad_q, q), ("grad_kv", grad_kv, kv)):
         if t.shape != like.shape or t.dtype != like.dtype:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..extension import load
 from ..reference.views import views as reference
-from ._library import define
+from ._library import check_derivatives, define
 
 SPEC_COLUMNS = 10
 
@@ -70,6 +70,7 @@ def views(
         TypeError: a tensor of another type.
         ValueError or RuntimeError: a box or window out of range (by the reference or the compiled kernel).
     """
+    check_derivatives("views", differentiable=False, table=table)
     _check("image", image, ("H", "W", 3), (torch.uint8,))
     _check("specs", specs, ("N", SPEC_COLUMNS), (torch.int32,))
     _check("table", table, (3, 256), (torch.float32, torch.float16, torch.bfloat16, torch.uint8))
