@@ -1,6 +1,6 @@
 #include "bias_act.h"
 
-#include "math.h"
+#include "elementary.h"
 #include "rows.h"
 
 namespace tpt_fast {

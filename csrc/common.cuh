@@ -7,7 +7,7 @@
 #include <cuda_runtime.h>
 
 #include "common.h"
-#include "math.h"
+#include "elementary.h"
 
 #ifdef CUDA_ON_CPU
 #define TPT_FAST_SHARED(type, name, extent) CUDA_ON_CPU_SHARED(type, name, extent)

@@ -12,13 +12,13 @@
 
 #include <algorithm>
 
-#include "math.h"
+#include "elementary.h"
 
 namespace tpt_fast {
 namespace {
 
 constexpr int kLanes = 8, kVectors = kLinearPanel / kLanes;
-constexpr int64_t kBlockRows = 24 * kLinearRows, kPartDepth = 384;
+constexpr int64_t kBlockRows = 24 * kLinearRows, kPartDepth = kLinearScratch / kBlockRows;
 
 using Vector [[gnu::vector_size(kLanes * sizeof(float)), gnu::aligned(alignof(float))]] = float;
 
@@ -109,9 +109,8 @@ void multiply(const LinearParams& p, int64_t first, int64_t count, int64_t begin
 
 }  // namespace
 
-void linear_forward(const LinearParams& p, int64_t begin, int64_t end) {
+void linear_forward(const LinearParams& p, float* rows, int64_t begin, int64_t end) {
   if (begin >= end) return;
-  alignas(64) float rows[kBlockRows * kPartDepth];
   const int64_t first = begin * kLinearRows, last = std::min(end * kLinearRows, p.rows);
   // Blocks and parts of about one size: a short last one would use the caches badly.
   const int64_t groups = ceil_div(end - begin, ceil_div(end - begin, kBlockRows / kLinearRows));

@@ -23,7 +23,9 @@ struct LinearParams {
   LinearActivation activation;
 };
 
-// Items: groups of kLinearRows rows.
-void linear_forward(const LinearParams& p, int64_t begin, int64_t end);
+constexpr int64_t kLinearScratch = 24 * kLinearRows * 384;  // floats: a block of rows, as deep as a part
+
+// Items: groups of kLinearRows rows. `scratch` [kLinearScratch], aligned to 64 bytes, is the range's own.
+void linear_forward(const LinearParams& p, float* scratch, int64_t begin, int64_t end);
 
 }  // namespace tpt_fast

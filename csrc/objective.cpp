@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <limits>
 
-#include "math.h"
+#include "elementary.h"
 
 namespace tpt_fast {
 namespace {
@@ -13,14 +13,6 @@ constexpr T kInfinity = std::numeric_limits<T>::infinity();
 template <class T>
 constexpr T kLowest = std::numeric_limits<T>::lowest();
 constexpr int64_t kBlock = 128;  // classes whose sums over the views stay in registers and the first cache
-
-// Orders views by entropy, then by index; NaN after everything, so that a broken view is kept only when nothing else is.
-template <class T>
-bool precedes(const T* entropy, int64_t a, int64_t b) {
-  const bool nan_a = entropy[a] != entropy[a], nan_b = entropy[b] != entropy[b];
-  if (nan_a || nan_b) return nan_a == nan_b ? a < b : nan_b;
-  return entropy[a] < entropy[b] || (entropy[a] == entropy[b] && a < b);
-}
 
 template <class T>
 void select(const T* entropy, int64_t views, int64_t* selected, int64_t count) {
@@ -97,7 +89,8 @@ void objective_images(const ObjectiveParams<T>& p, int64_t begin, int64_t end) {
         log_mean[first + c] = log_q < kLowest<T> ? kLowest<T> : log_q;
       }
 #pragma omp simd reduction(- : loss)
-      for (int64_t c = first; c < first + count; ++c) loss -= exp_nonpositive(std::min(log_mean[c], T(0))) * log_mean[c];
+      for (int64_t c = first; c < first + count; ++c)
+        loss -= exp_nonpositive(std::min(log_mean[c], T(0))) * log_mean[c];
     }
     p.loss[image] = loss;
 

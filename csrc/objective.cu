@@ -18,14 +18,6 @@ __device__ __forceinline__ T smaller(T a, T b) {
   return a < b ? a : b;
 }
 
-// Ascending entropy, then index; NaN last. The order of objective.cpp.
-template <class T>
-__device__ __forceinline__ bool precedes(const T* entropy, int a, int b) {
-  const bool nan_a = entropy[a] != entropy[a], nan_b = entropy[b] != entropy[b];
-  if (nan_a || nan_b) return nan_a == nan_b ? a < b : nan_b;
-  return entropy[a] < entropy[b] || (entropy[a] == entropy[b] && a < b);
-}
-
 // Calls visit(c, x) for the thread's share of a row's classes, the same share each time.
 template <int kThreads, int kVector, class T, class Visit>
 __device__ __forceinline__ void for_classes(const T* x, int classes, Visit visit) {

@@ -22,6 +22,15 @@ struct ObjectiveParams {
   uint32_t* arrived;   // [B] CUDA only: zero before the launch, and zero again after it
 };
 
+// Orders views by entropy, then by index; NaN after everything, so that a broken view is kept only when nothing else
+// is.
+template <class T>
+TPT_FAST_HOST_DEVICE bool precedes(const T* entropy, int64_t a, int64_t b) {
+  const bool nan_a = entropy[a] != entropy[a], nan_b = entropy[b] != entropy[b];
+  if (nan_a || nan_b) return nan_a == nan_b ? a < b : nan_b;
+  return entropy[a] < entropy[b] || (entropy[a] == entropy[b] && a < b);
+}
+
 // Items: the B * N rows of the logits. Writes entropy and shift.
 template <class T>
 void objective_rows(const ObjectiveParams<T>& p, int64_t begin, int64_t end);

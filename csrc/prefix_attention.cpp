@@ -4,7 +4,7 @@
 #include <cmath>
 #include <type_traits>
 
-#include "math.h"
+#include "elementary.h"
 #include "rows.h"
 
 namespace tpt_fast {

@@ -187,7 +187,8 @@ __global__ void __launch_bounds__(kWarp) prefix_attention_prefix_kernel(const __
 template <class T>
 bool fits(const PrefixAttentionParams<T>& p) {
   return p.width / p.heads <= 128 && p.batch <= kMaxGridY && p.heads <= kMaxGridY &&
-         std::max({p.rows, p.width, p.q_row, p.kv_row, p.grad_q_row, p.grad_kv_row}) <= kMaxGridX / 8;  // four of them, in bytes too
+         std::max({p.rows, p.width, p.q_row, p.kv_row, p.grad_q_row, p.grad_kv_row}) <=
+             kMaxGridX / 8;  // four of them, in bytes too
 }
 
 template <int kPer, class T>

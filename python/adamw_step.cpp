@@ -4,8 +4,9 @@
 
 #include <tuple>
 
-#include "checks.h"
 #include "device.h"
+#include "dispatch.h"
+#include "grain.h"
 
 namespace tpt_fast {
 namespace {
@@ -64,20 +65,15 @@ Outputs step_with(const Tensor& context_in, const Tensor& grad_in, const Optiona
   return {context_out, exp_avg_out, exp_avg_sq_out, step_out};
 }
 
-template <class Run>
-Outputs with_type(const Tensor& context, const Tensor& grad, const Optional& exp_avg, const Optional& exp_avg_sq,
-                  const Optional& step, const Settings& settings, Run run) {
-  check_dtype(context, "context", {ScalarType::Float, ScalarType::Double});
-  return context.scalar_type() == ScalarType::Float
-             ? step_with<float>(context, grad, exp_avg, exp_avg_sq, step, settings, run)
-             : step_with<double>(context, grad, exp_avg, exp_avg_sq, step, settings, run);
-}
-
 Outputs adamw_step_cpu(const Tensor& context, const Tensor& grad, Optional exp_avg, Optional exp_avg_sq, Optional step,
                        double lr, double beta1, double beta2, double eps, double weight_decay, bool skip_nonfinite) {
   const Settings settings{lr, beta1, beta2, eps, weight_decay, skip_nonfinite};
-  return with_type(context, grad, exp_avg, exp_avg_sq, step, settings, [](const auto& p) {
-    torch::stable::parallel_for(0, p.batch, 1, [&](int64_t begin, int64_t end) { adamw_step(p, begin, end); });
+  const auto run = [](const auto& p) {
+    torch::stable::parallel_for(0, p.batch, grain(kNormalise * p.n),
+                                [&](int64_t begin, int64_t end) { adamw_step(p, begin, end); });
+  };
+  return with_wide_type(context, "context", [&]<class T>(T) {
+    return step_with<T>(context, grad, exp_avg, exp_avg_sq, step, settings, run);
   });
 }
 
@@ -89,8 +85,10 @@ Outputs adamw_step_cuda(const Tensor& context, const Tensor& grad, Optional exp_
   check_device(grad, "grad", context);
   for (const Optional* t : {&exp_avg, &exp_avg_sq, &step})
     if (*t) check_device(**t, "exp_avg, exp_avg_sq and step", context);
-  return with_type(context, grad, exp_avg, exp_avg_sq, step, settings,
-                   [&](const auto& p) { check_launch(launch_adamw_step(p, device.stream()), "adamw_step"); });
+  const auto run = [&](const auto& p) { check_launch(launch_adamw_step(p, device.stream()), "adamw_step"); };
+  return with_wide_type(context, "context", [&]<class T>(T) {
+    return step_with<T>(context, grad, exp_avg, exp_avg_sq, step, settings, run);
+  });
 }
 #endif
 

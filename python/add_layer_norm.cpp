@@ -7,14 +7,13 @@
 #include "checks.h"
 #include "device.h"
 #include "dispatch.h"
+#include "grain.h"
 
 namespace tpt_fast {
 namespace {
 
 using torch::stable::contiguous;
 using Outputs = std::tuple<Tensor, Tensor, Tensor, Tensor>;
-
-constexpr int64_t kElementsAtOnce = 1 << 14;
 
 // Contiguous memory of an argument that has to be of type `dtype`; `held` keeps it alive.
 template <class T>
@@ -87,7 +86,7 @@ Outputs forward_cpu(const Tensor& x, std::optional<Tensor> delta, std::optional<
                     const Tensor& weight, const Tensor& bias, double eps) {
   check_rows(x, "x");
   const auto run = [](const auto& p) {
-    torch::stable::parallel_for(0, p.rows, 1 + kElementsAtOnce / p.width,
+    torch::stable::parallel_for(0, p.rows, grain(kNormalise * p.width),
                                 [&](int64_t begin, int64_t end) { add_layer_norm_forward(p, begin, end); });
   };
   return with_type(x, "x", [&]<class T>(T) { return forward<T>(x, delta, delta_bias, weight, bias, eps, run); });
@@ -97,7 +96,7 @@ Tensor backward_cpu(const Tensor& grad_normed, std::optional<Tensor> grad_sum, c
                     const Tensor& rstd, const Tensor& weight) {
   check_rows(sum, "sum");
   const auto run = [](const auto& p) {
-    torch::stable::parallel_for(0, p.rows, 1 + kElementsAtOnce / p.width,
+    torch::stable::parallel_for(0, p.rows, grain(kNormalise * p.width),
                                 [&](int64_t begin, int64_t end) { add_layer_norm_backward(p, begin, end); });
   };
   return with_type(sum, "sum",

@@ -5,13 +5,12 @@
 #include "checks.h"
 #include "device.h"
 #include "dispatch.h"
+#include "grain.h"
 
 namespace tpt_fast {
 namespace {
 
 using torch::stable::contiguous;
-
-constexpr int64_t kElementsAtOnce = 1 << 14;
 
 enum class Result { kNew, kInPlace };
 
@@ -46,7 +45,7 @@ Tensor bias_act(const Tensor& x_in, const std::optional<Tensor>& bias_in, bool q
 Tensor on_cpu(const Tensor& x, const std::optional<Tensor>& bias, bool quick, const Tensor* grad,
               Result result = Result::kNew) {
   const auto run = [&](const auto& p) {
-    torch::stable::parallel_for(0, p.rows, 1 + kElementsAtOnce / (p.width + 1), [&](int64_t begin, int64_t end) {
+    torch::stable::parallel_for(0, p.rows, grain(kExponential * p.width), [&](int64_t begin, int64_t end) {
       grad ? bias_act_backward(p, begin, end) : bias_act_forward(p, begin, end);
     });
   };

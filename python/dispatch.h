@@ -22,4 +22,11 @@ auto with_type(const Tensor& t, const char* name, Run run) {
   }
 }
 
+// The same for ops that no tower holds its rows for: float, or double.
+template <class Run>
+auto with_wide_type(const Tensor& t, const char* name, Run run) {
+  check_dtype(t, name, {ScalarType::Float, ScalarType::Double});
+  return t.scalar_type() == ScalarType::Float ? run(float()) : run(double());
+}
+
 }  // namespace tpt_fast

@@ -2,14 +2,15 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include <algorithm>
+
 #include "checks.h"
+#include "grain.h"
 
 namespace tpt_fast {
 namespace {
 
 using torch::stable::contiguous;
-
-constexpr int64_t kOperationsAtOnce = 1 << 21;  // a tenth of what starts a thread
 
 Tensor linear_cpu(const Tensor& x_in, const Tensor& panels_in, std::optional<Tensor> bias_in, int64_t width,
                   int64_t activation) {
@@ -39,9 +40,15 @@ Tensor linear_cpu(const Tensor& x_in, const Tensor& panels_in, std::optional<Ten
     bias = contiguous(*bias_in);
     p.bias = bias.const_data_ptr<float>();
   }
-  torch::stable::parallel_for(0, ceil_div(rows, kLinearRows),
-                              1 + kOperationsAtOnce / (2 * kLinearRows * depth * width + 1),
-                              [&](int64_t begin, int64_t end) { linear_forward(p, begin, end); });
+  const int64_t groups = ceil_div(rows, kLinearRows);
+  const int64_t at_once = grain(kOperation * 2 * kLinearRows * depth * width);
+  const int64_t ranges = std::min<int64_t>(torch::stable::get_num_threads(), ceil_div(groups, at_once));
+  const Tensor scratch = empty(x, {ranges * kLinearScratch}, ScalarType::Float);
+  torch::stable::parallel_for(0, ranges, 1, [&](int64_t range, int64_t end) {
+    for (; range < end; ++range)
+      linear_forward(p, scratch.mutable_data_ptr<float>() + range * kLinearScratch, range * groups / ranges,
+                     (range + 1) * groups / ranges);
+  });
   return out;
 }
 

@@ -6,8 +6,9 @@
 #include <mutex>
 #include <tuple>
 
-#include "checks.h"
 #include "device.h"
+#include "dispatch.h"
+#include "grain.h"
 
 namespace tpt_fast {
 namespace {
@@ -57,17 +58,15 @@ Outputs on_cpu(const Tensor& logits, int64_t n_selected, const std::optional<Ten
       check_range(indices.const_data_ptr<int64_t>()[i], "selected", 0, logits.size(-2) - 1);
   }
   return objective<T>(logits, n_selected, selected, [](const ObjectiveParams<T>& p) {
-    const int64_t rows_at_once = 1 + 8192 / p.classes;
-    torch::stable::parallel_for(0, p.batch * p.views, rows_at_once,
+    torch::stable::parallel_for(0, p.batch * p.views, grain(kExponential * p.classes),
                                 [&](int64_t begin, int64_t end) { objective_rows(p, begin, end); });
-    torch::stable::parallel_for(0, p.batch, 1, [&](int64_t begin, int64_t end) { objective_images(p, begin, end); });
+    torch::stable::parallel_for(0, p.batch, grain(3 * kExponential * p.n_selected * p.classes),
+                                [&](int64_t begin, int64_t end) { objective_images(p, begin, end); });
   });
 }
 
 Outputs objective_cpu(const Tensor& logits, int64_t n_selected, std::optional<Tensor> selected) {
-  check_dtype(logits, "logits", {ScalarType::Float, ScalarType::Double});
-  return logits.scalar_type() == ScalarType::Float ? on_cpu<float>(logits, n_selected, selected)
-                                                   : on_cpu<double>(logits, n_selected, selected);
+  return with_wide_type(logits, "logits", [&]<class T>(T) { return on_cpu<T>(logits, n_selected, selected); });
 }
 
 #ifdef TPT_FAST_CUDA
@@ -121,9 +120,7 @@ Outputs on_cuda(const Tensor& logits, int64_t n_selected, const std::optional<Te
 }
 
 Outputs objective_cuda(const Tensor& logits, int64_t n_selected, std::optional<Tensor> selected) {
-  check_dtype(logits, "logits", {ScalarType::Float, ScalarType::Double});
-  return logits.scalar_type() == ScalarType::Float ? on_cuda<float>(logits, n_selected, selected)
-                                                   : on_cuda<double>(logits, n_selected, selected);
+  return with_wide_type(logits, "logits", [&]<class T>(T) { return on_cuda<T>(logits, n_selected, selected); });
 }
 #endif
 

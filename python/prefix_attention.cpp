@@ -9,6 +9,7 @@
 #include "checks.h"
 #include "device.h"
 #include "dispatch.h"
+#include "grain.h"
 
 namespace tpt_fast {
 namespace {
@@ -111,13 +112,22 @@ void over(const PrefixAttentionParams<T>& p, int64_t keys, int64_t items, int64_
   });
 }
 
+// Nanoseconds of one class's queries, whose keys are `keys` at most; most of it in two products.
+template <class T>
+double time_of_class(const PrefixAttentionParams<T>& p, int64_t keys) {
+  const double queries = p.last_only ? 1 : double(p.rows - p.prefix) / std::max<int64_t>(p.classes, 1);
+  return 4 * kOperation * queries * keys * p.width;
+}
+
 const auto run_forward = []<class T>(const PrefixAttentionParams<T>& p) {
-  over(p, check_offsets(p), p.batch * (p.classes + 1), 4, prefix_attention_forward<T>);
+  const int64_t keys = check_offsets(p);
+  over(p, keys, p.batch * (p.classes + 1), grain(time_of_class(p, keys)), prefix_attention_forward<T>);
 };
 
 const auto run_backward = []<class T>(const PrefixAttentionParams<T>& p) {
   const int64_t keys = check_offsets(p);
-  over(p, keys, p.batch * p.blocks(), 1, prefix_attention_backward_classes<T>);
+  const double time = 3 * kPrefixAttentionClassesAtOnce * time_of_class(p, keys);
+  over(p, keys, p.batch * p.blocks(), grain(time), prefix_attention_backward_classes<T>);
   over(p, keys, p.batch, 1, prefix_attention_backward_prefix<T>);
 };
 

@@ -50,7 +50,7 @@ def test_forward_mode_raises(op):
         function(forward_ad.make_dual(x, x))
 
 
-@pytest.mark.parametrize("op", NEVER)
+@pytest.mark.parametrize("op", sorted(NEVER.keys() - {"adamw_step"}))  # which takes parameters, as optimisers do
 def test_a_gradient_of_an_op_without_one_raises(op):
     function, shape = NEVER[op]
     x = torch.randn(shape).requires_grad_()

@@ -1,5 +1,8 @@
 """linear: kernel against the float64 reference, panels, repeatability, messages."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch.nn.functional import gelu
@@ -132,3 +135,19 @@ def test_messages_of_the_kernel(arguments, message):
         pytest.skip("without the kernels")
     with pytest.raises(RuntimeError, match=message):
         torch.ops.tpt_fast.linear(*arguments)
+
+
+def test_a_thread_with_a_small_stack():
+    """Of 192 KB, as thread pools of servers have them; a block of rows lies elsewhere."""
+    code = """
+import threading, torch
+from tpt_fast.ops import linear, panels
+x, weight = torch.randn(300, 1536), torch.randn(64, 1536)
+given, found = panels(weight), []
+linear(x, given, width=64)
+threading.stack_size(192 << 10)
+thread = threading.Thread(target=lambda: found.append(linear(x, given, width=64)))
+thread.start(), thread.join()
+assert torch.equal(found[0], linear(x, given, width=64))
+"""
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -60,7 +60,8 @@ def adamw_step(
         ValueError: a shape, or only part of the state.
         TypeError: a tensor of another type.
     """
-    check_derivatives("adamw_step", differentiable=False, context=context, grad=grad)
+    # A parameter may come as it is: its gradient ends here, as at every optimiser.
+    check_derivatives("adamw_step", differentiable=True, context=context, grad=grad)
     if context.dim() != 3:
         raise ValueError(f"context: expected [B, n_ctx, width], got {list(context.shape)}")
     if context.dtype not in (torch.float32, torch.float64):

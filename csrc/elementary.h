@@ -27,7 +27,7 @@ TPT_FAST_HOST_DEVICE float exp_nonpositive(float x) {
   p = p * r + 1.6666665e-1f;
   p = p * r + 5.0000000e-1f;
   p = p * r * r + r + 1.0f;
-  int32_t bits;
+  uint32_t bits;  // without sign: those of a NaN overflow
   std::memcpy(&bits, &shifted, sizeof bits);
   bits = (bits + 127) << 23;  // the low bits of `shifted` hold n; the shift drops the rest
   float scale;
