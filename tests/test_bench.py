@@ -14,6 +14,7 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
+from tpt_fast import _machine
 from tpt_fast._files import written_aside
 from tpt_fast.bench import agreement, case, measure, peak, picture, rates, rows, turns
 from tpt_fast.cli import _shared, app
@@ -398,7 +399,7 @@ def test_peak_where_the_system_forbids_it(monkeypatch):
     def forbidden(*_):
         raise PermissionError
 
-    monkeypatch.setattr(peak.Path, "write_text", forbidden)
+    monkeypatch.setattr(_machine, "reset_peak", forbidden)
     found = peak.Peak(CPU)
     assert found.of(lambda: 3) == 3
     assert found.mb is None

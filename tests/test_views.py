@@ -387,3 +387,21 @@ def test_make_views_messages(arguments, error, message):
 def test_draw_boxes_messages(arguments, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         draw_boxes(**{"height": 8, "width": 8, "n": 3} | arguments)
+
+
+@pytest.mark.parametrize(
+    "box",
+    [
+        np.array([2**63 - 1, 0, 2, 2, 0], np.int64),
+        np.array([0, 2**63 - 1, 2, 2, 1], np.int64),
+        np.array([1, 1, 2**63 - 1, 2, 1], np.int64),
+        np.array([2**64 - 1, 0, 2, 2, 0], np.uint64),
+        np.array([0, 0, 2, 2**64 - 2, 0], np.uint64),
+        np.array([200, 0, 100, 2, 0], np.uint8),
+    ],
+    ids=str,
+)
+def test_boxes_whose_ends_wrap_are_refused(box):
+    """The ends are sums; the CUDA kernel would read where they lead."""
+    with pytest.raises(ValueError, match=r"boxes: expected boxes .* inside the image of 40 x 50"):
+        view_specs(40, 50, torch.from_numpy(box[None]), 16)

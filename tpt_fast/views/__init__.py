@@ -1,1 +1,15 @@
 """Pictures in, normalised views out: ``decode`` a picture, draw its ``crops``, ``make`` the views."""
+
+from .crops import draw_boxes, draw_specs, view_specs
+from .decode import load_image
+from .make import make_views, normalisation_table, pass_order
+
+__all__ = [
+    "draw_boxes",
+    "draw_specs",
+    "load_image",
+    "make_views",
+    "normalisation_table",
+    "pass_order",
+    "view_specs",
+]

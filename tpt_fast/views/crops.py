@@ -186,8 +186,10 @@ def view_specs(height: int, width: int, boxes: Tensor, size: int) -> Tensor:
         raise ValueError(f"boxes: expected [N-1, 5] (top, left, height, width, flip), got {list(rows.shape)}")
     if rows.dtype.kind not in "iu":
         raise ValueError(f"boxes: expected integers, got {rows.dtype}")
-    low, high = rows[:, :2], rows[:, :2].astype(np.int64) + rows[:, 2:4]
-    inside = (low >= 0).all(1) & (rows[:, 2:4] >= 1).all(1) & (high <= (height, width)).all(1)
+    # Nothing is added before it is known to be small: sums of large numbers wrap, in any integer type.
+    inside = ((rows[:, :4] >= (0, 0, 1, 1)) & (rows[:, :4] <= (height, width, height, width))).all(1)
+    small = rows[inside, :4].astype(np.int64)
+    inside[inside] = (small[:, :2] + small[:, 2:] <= (height, width)).all(1)
     if not inside.all():
         row = int(np.argmin(inside))
         raise ValueError(

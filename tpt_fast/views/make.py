@@ -56,7 +56,10 @@ def normalisation_table(
         raise ValueError(f"std: expected 3 numbers other than 0, got {std}")
     levels = torch.arange(256, **ON_THE_CPU).div(255).expand(3, 256).clone()
     levels.sub_(torch.tensor(mean, **ON_THE_CPU)[:, None]).div_(torch.tensor(std, **ON_THE_CPU)[:, None])
-    return levels.to(device, dtype)
+    table = levels.to(device, dtype)
+    if table.is_cuda:  # it is cached, and other streams may read it: they could not know when this one has filled it
+        torch.cuda.current_stream(table.device).synchronize()
+    return table
 
 
 def make_views(
