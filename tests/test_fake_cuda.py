@@ -1,5 +1,7 @@
 """What a GPU would be asked to do, seen without one (see fake_cuda.py); test_tuner_on_cuda.py has the rest."""
 
+from dataclasses import replace
+
 import open_clip
 import pytest
 import torch
@@ -10,6 +12,9 @@ from tpt_fast import TuneConfig, Tuner
 from tpt_fast._stages import Stages
 from tpt_fast.graphs.capturable import ObstacleFinder
 from tpt_fast.graphs.replay import Captured, Graphs
+from tpt_fast.models.weights import Unsupported
+from tpt_fast.ops import prefix_attention
+from tpt_fast.text import packed
 
 NAMES = ["cat", "dog", "sports car", "dog"]
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2}
@@ -104,3 +109,20 @@ def test_a_thousand_classes_fit_in_three_gigabytes(mode):
     print(f"model {weights / 1e9:.2f}, Tuner {held / 1e9:.2f}, loop {count.peak / 1e9:.2f} GB")
     assert count.peak > 64 * 196 * 768 * 4
     assert weights + held + count.peak < 3e9
+
+
+def test_heads_that_the_kernels_do_not_take_are_refused_before_they_are_launched(mode, monkeypatch):
+    with mode:
+        q, kv = torch.empty(1, 6, 258, device=DEVICE), torch.empty(1, 6, 516, device=DEVICE)
+        offsets = torch.tensor([2, 4, 6], device=DEVICE)
+        with pytest.raises(ValueError, match="heads: expected heads of at most 128 on CUDA, got 2 of 129"):
+            prefix_attention(q, kv, offsets, 2, 2)
+    model = open_clip.model.CLIP(64, TOWERS["vit"], TEXT).eval()
+    weights = packed.read_text_tower(model, torch.float32)
+    with mode:
+        on_device = replace(weights, table=torch.empty(weights.table.shape, device=DEVICE))
+    monkeypatch.setattr(packed, "read_text_tower", lambda model, dtype: on_device)
+    packed.PackedTower(model, torch.float32)
+    monkeypatch.setattr(packed, "MAX_CUDA_HEAD", 31)
+    with pytest.raises(Unsupported, match="heads of 32 are wider than the 31 of the CUDA kernels"):
+        packed.PackedTower(model, torch.float32)

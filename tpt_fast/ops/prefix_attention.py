@@ -20,6 +20,7 @@ define(
 )
 
 _MAX_KEYS = 1024  # of a query: prefix and suffix together
+MAX_CUDA_HEAD = 128  #: width of a head that the CUDA kernels take
 
 
 @torch.library.register_fake("tpt_fast::prefix_attention")
@@ -109,3 +110,7 @@ def _check(q: Tensor, kv: Tensor, offsets: Tensor, prefix: int, heads: int) -> N
         raise ValueError(f"prefix: expected 0 to {maximum} (of {kv.shape[1]} rows), got {prefix}")
     if heads < 1 or q.shape[2] % heads:
         raise ValueError(f"heads: expected a divisor of the width {q.shape[2]}, got {heads}")
+    if q.is_cuda and q.shape[2] // heads > MAX_CUDA_HEAD:
+        raise ValueError(
+            f"heads: expected heads of at most {MAX_CUDA_HEAD} on CUDA, got {heads} of {q.shape[2] // heads}"
+        )

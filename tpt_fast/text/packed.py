@@ -20,7 +20,7 @@ from ..models.weights import Norm, TextWeights, Unsupported
 from ..ops._types import accumulation_dtype
 from ..ops.add_layer_norm import add_layer_norm, add_layer_norm_backward
 from ..ops.bias_act import bias_act, bias_act_backward
-from ..ops.prefix_attention import prefix_attention, prefix_attention_backward
+from ..ops.prefix_attention import MAX_CUDA_HEAD, prefix_attention, prefix_attention_backward
 from .half import into_range
 from .layout import Layout, pack
 from .memory import KEPT_BESIDE_LAYOUT, Plan, plan
@@ -82,6 +82,9 @@ class PackedTower:
 
     def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
         self._root, self._weights = text_root(model), read_text_tower(model, dtype)
+        width, heads = self._weights.table.shape[1], self._weights.blocks[0].heads
+        if self._weights.table.is_cuda and width > heads * MAX_CUDA_HEAD:
+            raise Unsupported(f"heads of {width // heads} are wider than the {MAX_CUDA_HEAD} of the CUDA kernels")
         self._laid_out: Callable[[], TextWeights | None] = lambda: None  # a weak reference, once there is one
 
     def bind(self, prompts: Prompts, ctx_init: Tensor, keep: bool) -> PackedText:
