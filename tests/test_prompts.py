@@ -1,12 +1,9 @@
 """Prompts: what stands where, CoOp checkpoints, and the messages for bad input."""
 
-import os
-
 import open_clip
 import pytest
 import torch
 
-from tpt_fast.prompting.coop import load_ctx
 from tpt_fast.text.prompts import build_prompts
 
 TOKENIZER = open_clip.get_tokenizer("ViT-B-32")
@@ -137,62 +134,3 @@ def test_bad_names(names, error, message):
 def test_bad_options(options, error, message):
     with pytest.raises(error, match=message):
         prompts(["dog"], **options)
-
-
-def save(path, content):
-    torch.save(content, path)
-    return path
-
-
-def test_coop_checkpoint(tmp_path):
-    ctx = torch.randn(16, 8)
-    state = {"ctx": ctx, "token_prefix": torch.zeros(3, 1, 8), "token_suffix": torch.zeros(3, 60, 8)}
-    path = save(tmp_path / "model.pth.tar-50", {"state_dict": state, "epoch": 50, "optimizer": None})
-    assert torch.equal(load_ctx(path, 8), ctx)
-    assert torch.equal(load_ctx(str(path), 8), ctx)
-    assert load_ctx(ctx.half(), 8).dtype == torch.float32
-    assert load_ctx(ctx.double(), 8).dtype == torch.float64
-    with pytest.raises(ValueError, match=r"expected width 512 .* got \[16, 8\]"):
-        load_ctx(path, 512)
-
-
-class NotATensor:
-    pass
-
-
-class Runs:
-    """Would make a folder if it were unpickled freely."""
-
-    def __init__(self, folder):
-        self.folder = folder
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.folder),)
-
-
-def test_a_checkpoint_runs_nothing(tmp_path):
-    path = save(tmp_path / "hostile.pt", {"state_dict": {"ctx": torch.zeros(4, 8), "x": Runs(tmp_path / "made")}})
-    with pytest.raises(ValueError, match=r"holds something other than tensors.*it was not loaded"):
-        load_ctx(path, 8)
-    assert not (tmp_path / "made").exists()
-
-
-def test_bad_checkpoints(tmp_path):
-    with pytest.raises(ValueError, match="holds something other than tensors"):
-        load_ctx(save(tmp_path / "object.pt", {"state_dict": {"ctx": NotATensor()}}), 8)
-    with pytest.raises(ValueError, match=r"has no tensor state_dict\['ctx'\], but the keys \['weight'\]"):
-        load_ctx(save(tmp_path / "other.pt", {"state_dict": {"weight": torch.zeros(2)}}), 8)
-    (tmp_path / "text.pt").write_text("not a checkpoint")
-    with pytest.raises(ValueError, match=r"text.pt' (cannot be read|holds something other)"):
-        load_ctx(tmp_path / "text.pt", 8)
-    (tmp_path / "empty.pt").write_bytes(b"")
-    with pytest.raises(ValueError, match="cannot be read"):
-        load_ctx(tmp_path / "empty.pt", 8)
-    with pytest.raises(ValueError, match="cannot be read"):
-        load_ctx(tmp_path / "absent.pt", 8)
-    with pytest.raises(ValueError, match="ctx: expected finite values"):
-        load_ctx(torch.full((4, 8), torch.nan), 8)
-    with pytest.raises(ValueError, match="ctx: expected floating point"):
-        load_ctx(torch.zeros(8), 8)
-    with pytest.raises(TypeError, match="ctx: expected a tensor or the path"):
-        load_ctx(3, 8)

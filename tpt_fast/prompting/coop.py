@@ -1,24 +1,37 @@
-"""Contexts that CoOp has learned."""
+"""Contexts that CoOp (Zhou et al., IJCV 2022) has learned."""
 
 from __future__ import annotations
 
 import os
-import pickle
 
 import torch
 from torch import Tensor
+
+from .checkpoint import check_stored, read, state_of
+
+#: What CoOp's prompt learner holds: the context, and embeddings of its training classes, which are not read.
+_COOP = {"ctx", "token_prefix", "token_suffix"}
+#: What only others' checkpoints hold -> whose they are.
+_OTHERS = {
+    "meta_net.": "CoCoOp's, whose context depends on the image",
+    "compound_prompt": "MaPLe's, which learns prompts of both towers",
+    "VPT": "PromptSRC's or another with visual prompts",
+    "ctx_att": "ATPrompt's, which learns attributes too",
+    "ZS_": "PromptSRC's",
+}
 
 
 def load_ctx(source: str | os.PathLike | Tensor, width: int) -> Tensor:
     """A context from a CoOp checkpoint (its ``state_dict.ctx``) or from a tensor: float32 (or float64), on the CPU.
 
     Args:
-        source: a path, loaded with ``weights_only=True``, or [n_ctx, width] or class-specific [C, n_ctx, width].
+        source: a path, as CoOp's trainer leaves it: nothing that is in it is run, see
+            :mod:`tpt_fast.prompting.checkpoint`; or [n_ctx, width] or class-specific [C, n_ctx, width].
         width: the text tower's width.
 
     Raises:
-        ValueError: an unreadable file, one without ``ctx`` or with anything but tensors and plain values in it; another
-            shape or width; values that are not finite.
+        ValueError: an unreadable file; one without ``ctx``, or of another method; another shape or width; values that
+            are not finite.
         TypeError: neither a path nor a tensor.
     """
     if isinstance(source, Tensor):
@@ -27,29 +40,41 @@ def load_ctx(source: str | os.PathLike | Tensor, width: int) -> Tensor:
         ctx, name = _checkpoint_ctx(source), f"ctx in {os.fspath(source)!r}"
     else:
         raise TypeError(f"ctx: expected a tensor or the path of a CoOp checkpoint, got {type(source).__name__}")
+    expected = f"floating point [n_ctx, {width}] or [C, n_ctx, {width}]"
+    if ctx.layout is not torch.strided or ctx.is_meta:
+        raise ValueError(f"{name}: expected {expected} with values, got {ctx.layout} on {ctx.device}")
     if not ctx.is_floating_point() or ctx.ndim not in (2, 3) or 0 in ctx.shape:
-        expected = f"floating point [n_ctx, {width}] or [C, n_ctx, {width}]"
         raise ValueError(f"{name}: expected {expected}, got {ctx.dtype} {list(ctx.shape)}")
     if ctx.shape[-1] != width:
         raise ValueError(f"{name}: expected width {width} (the model's text tower), got {list(ctx.shape)}")
+    if not isinstance(source, Tensor):
+        check_stored(name, ctx)
+    ctx = ctx.cpu().to(torch.float64 if ctx.dtype == torch.float64 else torch.float32)
     if not ctx.isfinite().all():
         raise ValueError(f"{name}: expected finite values, got NaN or infinity")
-    return ctx.cpu().to(torch.float64 if ctx.dtype == torch.float64 else torch.float32)
+    return ctx
 
 
 def _checkpoint_ctx(path: str | os.PathLike) -> Tensor:
     where = f"ctx: the checkpoint {os.fspath(path)!r}"
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+        content = read(path)
+    except ValueError as error:
+        raise ValueError(f"ctx: {error}") from error
+    if isinstance(content, Tensor):
+        return content.detach()
+    state = state_of(content)
+    if state is None:
+        raise ValueError(f"{where} has no tensor state_dict['ctx'], but {type(content).__name__}")
+    for name in state:
+        for mark, whose in _OTHERS.items():
+            if mark in name:
+                raise ValueError(f"{where} holds {name!r}: it is {whose}; expected CoOp's")
+    if "ctx" not in state:
+        found = sorted(map(str, state)) or sorted(map(str, content))
+        raise ValueError(f"{where} has no tensor state_dict['ctx'], but the keys {found[:8]}")
+    if unknown := sorted(state.keys() - _COOP):
         raise ValueError(
-            f"{where} holds something other than tensors, or is no checkpoint; it was not loaded"
-        ) from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise ValueError(f"{where} cannot be read: {error}") from error
-    state = content.get("state_dict", content) if isinstance(content, dict) else content
-    ctx = state.get("ctx", state.get("prompt_learner.ctx")) if isinstance(state, dict) else state
-    if not isinstance(ctx, Tensor):
-        found = f"the keys {sorted(map(str, state))[:8]}" if isinstance(state, dict) else type(state).__name__
-        raise ValueError(f"{where} has no tensor state_dict['ctx'], but {found}")
-    return ctx
+            f"{where} holds more than CoOp's context, {unknown[:4]}: it is another method's; expected CoOp's"
+        )
+    return state["ctx"].detach()
