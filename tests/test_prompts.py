@@ -109,6 +109,7 @@ def test_padding_by_the_end_token():
         ([], ValueError, "classnames: expected at least one name"),
         ("dog", TypeError, "classnames: expected a sequence of strings, got str 'dog'"),
         (7, TypeError, "classnames: expected a sequence of strings, got int"),
+        ({"dog", "cat"}, TypeError, "classnames: expected a sequence, got a set, whose order changes .* sort it"),
         (["dog", 3], TypeError, r"classnames\[1\]: expected a string, got int 3"),
         (["dog", " _"], ValueError, r"classnames\[1\]: expected a name, got ' _'"),
     ],
@@ -123,6 +124,8 @@ def test_bad_names(names, error, message):
     [
         ({"ctx_init": "[CLS]"}, ValueError, "ctx_init: expected at least one word"),
         ({"ctx_init": "a [CLS] b [CLS]"}, ValueError, r"ctx_init: expected \[CLS\] at most once"),
+        ({"ctx_init": "a photo of a {}."}, ValueError, r"got the template 'a photo of a {}.'; write 'a photo of a'"),
+        ({"ctx_init": "a {c} in the wild."}, ValueError, r"write 'a \[CLS\] in the wild'"),
         ({"ctx_init": 4}, TypeError, "ctx_init: expected a string, got int 4"),
         ({"n_ctx": 0}, ValueError, "n_ctx: expected 1 to 74 .* got 0"),
         ({"n_ctx": 75}, ValueError, "n_ctx: expected 1 to 74 .* got 75"),

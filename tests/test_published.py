@@ -10,7 +10,7 @@ from PIL import Image
 from tpt_fast import TuneConfig, Tuner, make_views
 from tpt_fast.demo import CLASSNAMES, PHOTO_FOLDER, load
 from tpt_fast.methods.published import pil_views, tpt
-from tpt_fast.models.preprocessing import preprocessing
+from tpt_fast.models.preprocessing import Preprocessing, preprocessing
 
 PHOTOS = ["cat.jpg", "rocket.jpg"]
 
@@ -28,7 +28,7 @@ def photo(name: str) -> Image.Image:
 @pytest.mark.parametrize("name", PHOTOS)
 def test_views_are_those_of_torchvision(name):
     torch.manual_seed(5)
-    want = pil_views(photo(name), 9, 32, (0.48, 0.46, 0.41), (0.27, 0.26, 0.28))
+    want = pil_views(photo(name), 9, Preprocessing(32, (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)))
     got = make_views(photo(name), 9, 32, seed=5, mean=(0.48, 0.46, 0.41), std=(0.27, 0.26, 0.28))
     assert torch.equal(got, want)
 
@@ -42,7 +42,7 @@ def published(demo):
     @cache
     def answer(name: str, steps: int):
         torch.manual_seed(1)
-        views = pil_views(photo(name), 32, *preprocessing(demo.model)).double()
+        views = pil_views(photo(name), 32, preprocessing(demo.model)).double()
         return tpt(model, views, CLASSNAMES, demo.tokenizer, rho=0.2, steps=steps)
 
     return answer

@@ -332,9 +332,9 @@ def test_views_of_another_shape():
 
 def test_preprocessing():
     model = small()
-    assert preprocessing(model) == (32, CLIP_MEAN, CLIP_STD)
+    assert preprocessing(model) == (32, CLIP_MEAN, CLIP_STD, "shortest", "bicubic")
     model.visual.image_mean, model.visual.image_std = [0.5, 0.5, 0.5], [0.25, 0.25, 0.25]
-    assert preprocessing(model) == (32, (0.5,) * 3, (0.25,) * 3)
+    assert preprocessing(model)[:3] == (32, (0.5,) * 3, (0.25,) * 3)
     assert preprocessing(small(vision=RESNET)).size == 64
 
 

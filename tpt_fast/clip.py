@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ._checks import check_choice
 from ._modes import plain_modes
+from .models.module import unwrapped
 from .models.preprocessing import preprocessing
 from .models.weights import PRECISIONS
 from .text.prompts import Tokenizer
@@ -21,7 +22,8 @@ class Clip:
     a new ``Clip``. Calls from several threads are safe.
 
     Args:
-        model: an open_clip ``CLIP`` or ``CustomTextCLIP`` on the CPU or on CUDA.
+        model: an open_clip ``CLIP`` or ``CustomTextCLIP`` on the CPU or on CUDA; wrappers around the whole of it
+            (``DataParallel``, ``DistributedDataParallel``, ``torch.compile``) are looked through.
         precision: what the towers hold their weights in: "fp32", "fp16" or "bf16".
         tokenizer: callable ``texts -> int64 [n, context length]``; default: the model's own.
         engine: how the text tower runs, "auto", "packed" or "module", see :class:`tpt_fast.TuneConfig`.
@@ -50,6 +52,7 @@ class Clip:
         check_choice("precision", precision, tuple(PRECISIONS))
         if autocast and precision != "fp16":
             raise ValueError(f"precision: expected 'fp16' with autocast, got {precision!r}")
+        model = unwrapped(model)
         self.preprocessing = preprocessing(model)
         self.model, self.precision, self.autocast = model, precision, autocast
         self.scale = model.logit_scale.detach().float().exp().reshape(())

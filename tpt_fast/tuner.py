@@ -25,7 +25,8 @@ from .graphs.replay import Graphs
 from .memory import Memory, Size, measure
 from .methods import Method
 from .methods.tpt import ObjectiveFunction
-from .models.preprocessing import preprocessing
+from .models.module import unwrapped
+from .models.preprocessing import Preprocessing, preprocessing
 from .prompting.coop import load_ctx
 from .result import TuneResult, failed
 from .stream import Prepared, Steps, stream
@@ -148,8 +149,8 @@ class Tuner:
         return self.clip.device
 
     @property
-    def preprocessing(self):
-        """Size, mean and deviation of the model's images."""
+    def preprocessing(self) -> Preprocessing:
+        """How the model's images are prepared."""
         return self.clip.preprocessing
 
     def __call__(self, image, *, boxes: Tensor | None = None, keep_views: bool = False) -> TuneResult:
@@ -522,7 +523,7 @@ def tune(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected an open_clip CLIP or CustomTextCLIP, got {type(model).__name__}")
-    names, config = check_classnames(classnames), TuneConfig(**options)
+    model, names, config = unwrapped(model), check_classnames(classnames), TuneConfig(**options)
     return _kept_tuner(model, names, config, tokenizer, objective)(image, keep_views=keep_views)
 
 

@@ -79,7 +79,7 @@ class Case:
         self.device = self.tuner.device
         self.photo = Image.open(PHOTO_FOLDER / "temple.jpg").convert("RGB").resize((500, 375))  # as most of ImageNet's
         torch.manual_seed(0)
-        self.views = pil_views(self.photo, 64, *self.tuner.preprocessing).to(self.device)
+        self.views = pil_views(self.photo, 64, self.tuner.preprocessing).to(self.device)
 
     def title(self, what: str) -> str:
         """What a row calls this case with one of :data:`STARTS`, or with so many images."""

@@ -107,6 +107,7 @@ def _demo(repeats: int, as_json: bool) -> None:
     from ..bench.turns import take_turns
     from ..demo import PHOTO_FOLDER
     from ..methods import published as published
+    from ..models.preprocessing import Preprocessing
     from ..tuner import Tuner
     from ..views.make import make_views
 
@@ -125,7 +126,7 @@ def _demo(repeats: int, as_json: bool) -> None:
         published.tpt(loaded.model, photo, loaded.classnames, loaded.tokenizer)
 
     def plain_views() -> None:
-        published.pil_views(photo, 64, 224, (0.5,) * 3, (0.5,) * 3)
+        published.pil_views(photo, 64, Preprocessing(224))
 
     comparisons: dict[str, tuple[Callable, Callable]] = {
         f"one image, 64 views of 32 px, {len(loaded.classnames)} classes": (lambda: tuner(photo), plain_image),

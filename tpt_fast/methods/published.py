@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torchvision import transforms
 
 from ..models.open_clip import text_root
-from ..models.preprocessing import preprocessing
+from ..models.preprocessing import Preprocessing, preprocessing
 
 
 class Outcome(NamedTuple):
@@ -33,11 +33,12 @@ class Outcome(NamedTuple):
     grad: Tensor  #: [n_ctx, width] of the last step
 
 
-def pil_views(image: Image.Image, n_views: int, size: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+def pil_views(image: Image.Image, n_views: int, wanted: Preprocessing) -> Tensor:
     """[N, 3, S, S]: the plain image, then random resized crops and flips drawn from torch's global generator."""
-    normalise = transforms.Compose([transforms.ToTensor(), transforms.Normalize(mean, std)])
-    bicubic = transforms.InterpolationMode.BICUBIC
-    plain = transforms.Compose([transforms.Resize(size, bicubic), transforms.CenterCrop(size)])
+    normalise = transforms.Compose([transforms.ToTensor(), transforms.Normalize(wanted.mean, wanted.std)])
+    size, by = wanted.size, transforms.InterpolationMode(wanted.interpolation)
+    resized = transforms.Resize(size if wanted.resize_mode == "shortest" else (size, size), by)
+    plain = transforms.Compose([resized, transforms.CenterCrop(size)])
     crop = transforms.Compose([transforms.RandomResizedCrop(size), transforms.RandomHorizontalFlip()])
     image = image.convert("RGB")
     return torch.stack([normalise(plain(image)), *(normalise(crop(image)) for _ in range(n_views - 1))])
@@ -108,7 +109,7 @@ def tpt(
     n_ctx = int(words.argmax()) - 1  # the end token has the highest id
     start = table.weight[words[1 : 1 + n_ctx].to(device)].detach()
 
-    views = image if isinstance(image, Tensor) else pil_views(image, n_views, *prepared)
+    views = image if isinstance(image, Tensor) else pil_views(image, n_views, prepared)
     views = views.to(device)
     kept = max(1, int(len(views) * rho))
     ctx = nn.Parameter(start.clone())

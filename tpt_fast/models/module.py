@@ -8,6 +8,17 @@ import torch
 from torch import Tensor, nn
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside of ``DataParallel``, ``DistributedDataParallel`` or ``torch.compile``, whose weights it has."""
+    while True:
+        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            model = model.module
+        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
+            model = model._orig_mod
+        else:
+            return model
+
+
 def replica(module: nn.Module, dtype: torch.dtype, left_out: nn.Module | None = None) -> nn.Module:
     """Second module objects around the same weights (converted once where ``dtype`` differs), in evaluation mode and
     without gradients, so that the caller's model keeps its mode, its dtype and its requires_grad.

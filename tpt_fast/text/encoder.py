@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .._checks import check_choice
 from .._modes import ON_THE_CPU, plain_modes
 from ..config import ACTIVATIONS
+from ..models.module import unwrapped
 from ..prompting.coop import load_ctx
 from .prompts import Tokenizer, build_prompts, check_classnames
 from .tower import Tape, TextTower
@@ -72,7 +73,7 @@ class TextEncoder:
                 raise ValueError("tokenizer, engine, precision: expected none of them with a tower, which has its own")
             tower = model
         else:
-            tower = TextTower(model, precision, tokenizer=tokenizer, engine=engine)
+            tower = TextTower(unwrapped(model), precision, tokenizer=tokenizer, engine=engine)
         self.classnames = check_classnames(classnames)
         self.dtype, self.device = tower.dtype, tower.device
 

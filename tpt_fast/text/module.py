@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .._machine import free_bytes
 from ..memory import graph_tensors
 from ..models.module import UnderAutocast, replica
-from ..models.open_clip import causal_reason, read_lengths, text_root, token_embedding
+from ..models.open_clip import causal_reason, is_known, read_lengths, text_root, token_embedding
 from ..ops._types import accumulation_dtype
 from .half import into_range
 from .prompts import Prompts
@@ -27,7 +27,8 @@ class ModuleTower:
 
     def __init__(self, model: nn.Module, dtype: torch.dtype, autocast: bool = False) -> None:
         root = text_root(model)
-        left_out = getattr(model, "visual", None) if root is model else None
+        # An encode_text that is not known may ask the image tower for something, as OpenAI's does for its type.
+        left_out = getattr(model, "visual", None) if root is model and is_known(type(model)) else None
         self._root, self._dtype, self._autocast = replica(root, dtype, left_out), dtype, autocast
 
     def bind(self, prompts: Prompts, keep: bool) -> ModuleText:

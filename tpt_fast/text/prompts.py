@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -76,6 +77,8 @@ def check_classnames(classnames: Sequence[str]) -> tuple[str, ...]:
         raise TypeError(
             f"classnames: expected a sequence of strings, got {type(classnames).__name__} {classnames!r:.60}"
         )
+    if isinstance(classnames, (set, frozenset)):
+        raise TypeError("classnames: expected a sequence, got a set, whose order changes from run to run; sort it")
     names = tuple(classnames)
     if not names:
         raise ValueError("classnames: expected at least one name, got an empty sequence")
@@ -108,6 +111,11 @@ def build_prompts(
         raise ValueError(f"n_ctx: expected 1 to {context_length - 3} (context length {context_length}), got {n_ctx}")
     tokens = _Tokens(tokenizer, context_length)
 
+    if "{" in ctx_init or "}" in ctx_init:
+        raise ValueError(
+            'ctx_init: expected words, with "[CLS]" where the name goes and no full stop, '
+            f"got the template {ctx_init!r}; write {_without_braces(ctx_init)!r}"
+        )
     template = " ".join(ctx_init.replace("_", " ").split())
     before, mark, after = template.partition("[CLS]")
     if "[CLS]" in after:
@@ -145,6 +153,12 @@ def build_prompts(
             row[at + n : at + n + len(rest)] = rest
         positions[:, lead:] += name_lengths[:, None]
     return Prompts(names, ids, lengths, positions, first, lead)
+
+
+def _without_braces(template: str) -> str:
+    """The same prompt as ``ctx_init`` says it."""
+    words = re.sub(r"\{[^}]*\}", "[CLS]", template).strip().removesuffix(".").strip()
+    return words.removesuffix("[CLS]").strip() or words
 
 
 class _Tokens:

@@ -8,9 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .._checks import check_choice
 from .._modes import ON_THE_CPU
 
 BILINEAR, BICUBIC = 0, 1  #: filters of a spec row
+INTERPOLATIONS = {"bicubic": BICUBIC, "bilinear": BILINEAR}  #: of view 0
+RESIZE_MODES = ("shortest", "squash")  #: of view 0
 
 _TRIES = 10  # of torchvision's RandomResizedCrop before it falls back to a central crop
 
@@ -98,6 +101,8 @@ def draw_specs(
     generator: torch.Generator,
     scale: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    resize_mode: str = "shortest",
+    interpolation: str = "bicubic",
 ) -> Tensor:
     """Draw the crops where ``generator`` is and put them in rows for :func:`tpt_fast.ops.views.views`, view 0 first.
 
@@ -109,6 +114,7 @@ def draw_specs(
         n_views: N, at least 1.
         size: S.
         generator: on any device.
+        resize_mode, interpolation: of view 0, see :func:`view_specs`.
 
     Returns:
         int32 [N, 10] on the generator's device.
@@ -135,7 +141,7 @@ def draw_specs(
     left = torch.where(some, (corner[:, 1] * (width - crop_width + 1)).floor(), central[1])
 
     specs = torch.zeros(n_views, 10, dtype=torch.int32, device=device)
-    for column, value in enumerate(_plain_spec(height, width, size)):
+    for column, value in enumerate(_plain_spec(height, width, size, resize_mode, interpolation)):
         if value:
             specs[0, column].fill_(value)
     specs[1:, :4] = torch.stack([top, left, crop_height, crop_width], 1).int()
@@ -163,23 +169,32 @@ def _central_box(height: int, width: int, ratio: tuple[float, float]) -> tuple[i
     return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
 
 
-def view_specs(height: int, width: int, boxes: Tensor, size: int) -> Tensor:
+def view_specs(
+    height: int,
+    width: int,
+    boxes: Tensor,
+    size: int,
+    resize_mode: str = "shortest",
+    interpolation: str = "bicubic",
+) -> Tensor:
     """Rows for :func:`tpt_fast.ops.views.views`: view 0, then one view a box.
 
-    View 0 is torchvision's ``Resize(size, bicubic)`` of the shorter side and ``CenterCrop(size)``; the others are
-    bilinear resized crops, mirrored where asked.
+    View 0 is torchvision's ``Resize(size, bicubic)`` of the shorter side and ``CenterCrop(size)``, unless other
+    arguments say otherwise; the others are bilinear resized crops, mirrored where asked.
 
     Args:
         height: of the image.
         width: likewise.
         boxes: integers [N-1, 5]: top, left, height, width, flip, inside the image.
         size: S.
+        resize_mode: "shortest" (side to S, and the middle cut out) or "squash" (both sides to S).
+        interpolation: "bicubic" or "bilinear".
 
     Returns:
         int32 [N, 10].
 
     Raises:
-        ValueError: boxes of another shape, or one that is not inside the image.
+        ValueError: boxes of another shape, or one that is not inside the image; another mode or interpolation.
     """
     rows = boxes.detach().cpu().numpy()
     if rows.ndim != 2 or rows.shape[1] != 5:
@@ -197,7 +212,7 @@ def view_specs(height: int, width: int, boxes: Tensor, size: int) -> Tensor:
             f"(height x width), got {rows[row].tolist()} in row {row}"
         )
     specs = np.zeros((len(rows) + 1, 10), dtype=np.int32)
-    specs[0] = _plain_spec(height, width, size)
+    specs[0] = _plain_spec(height, width, size, resize_mode, interpolation)
     specs[1:, :4] = rows[:, :4]
     specs[1:, 4:6] = size
     specs[1:, 8] = rows[:, 4] != 0
@@ -205,12 +220,16 @@ def view_specs(height: int, width: int, boxes: Tensor, size: int) -> Tensor:
     return torch.from_numpy(specs)
 
 
-def _plain_spec(height: int, width: int, size: int) -> tuple[int, ...]:
-    """View 0: the whole image, its shorter side resized to ``size``, the middle of the longer one."""
+def _plain_spec(height: int, width: int, size: int, resize_mode: str, interpolation: str) -> tuple[int, ...]:
+    """View 0: the whole image, its shorter side resized to ``size`` and the middle of the longer one, or squashed."""
+    check_choice("resize_mode", resize_mode, RESIZE_MODES)
+    check_choice("interpolation", interpolation, tuple(INTERPOLATIONS))
+    if resize_mode == "squash":
+        return 0, 0, height, width, size, size, 0, 0, 0, INTERPOLATIONS[interpolation]
     out_height, out_width = size, size
     if width <= height:
         out_height = int(size * height / width)
     else:
         out_width = int(size * width / height)
     top, left = round((out_height - size) / 2), round((out_width - size) / 2)
-    return 0, 0, height, width, out_height, out_width, top, left, 0, BICUBIC
+    return 0, 0, height, width, out_height, out_width, top, left, 0, INTERPOLATIONS[interpolation]

@@ -76,6 +76,8 @@ def make_views(
     device: torch.device | str | None = None,
     order: str | None = None,
     patch: int | None = None,
+    resize_mode: str = "shortest",
+    interpolation: str = "bicubic",
 ) -> Tensor:
     """The views of test-time prompt tuning: view 0 the plain preprocessed image, the others random crops and flips.
 
@@ -99,6 +101,8 @@ def make_views(
         order: "pillow-12" or "pillow-13", see :func:`pass_order`; None follows the installed Pillow.
         patch: P, a divisor of S, to have the views cut into the patches of a vision transformer.
 
+        resize_mode, interpolation: of view 0, see :func:`tpt_fast.views.view_specs`; CLIP's by default.
+
     Returns:
         [N, 3, S, S] in ``dtype``; with ``patch`` [N, (S / P)^2, 3 P^2], see :func:`tpt_fast.ops.views.views`.
 
@@ -114,6 +118,7 @@ def make_views(
         check_integer("n_views", n_views, 1)
         if seed is not None:
             check_integer("seed", seed, 0, MAX_SEED)
+    plain = {"resize_mode": resize_mode, "interpolation": interpolation}
     if order is None:
         order = pass_order()
     elif order not in PASS_ORDERS:
@@ -123,11 +128,11 @@ def make_views(
         pixels = pixels.to(device)
     height, width, _ = pixels.shape
     if boxes is None and generator is not None and generator.device.type != "cpu":
-        specs = draw_specs(height, width, n_views, size, generator=generator)
+        specs = draw_specs(height, width, n_views, size, generator=generator, **plain)
     else:
         if boxes is None:
             boxes = draw_boxes(height, width, n_views - 1, seed=seed, generator=generator)
-        specs = view_specs(height, width, torch.as_tensor(boxes, device="cpu"), size)
+        specs = view_specs(height, width, torch.as_tensor(boxes, device="cpu"), size, **plain)
         specs = specs.to(pixels.device, non_blocking=True)
     table = normalisation_table(tuple(mean), tuple(std), dtype, pixels.device)
     return views(pixels, specs, table, size, order == "pillow-13", patch)
