@@ -1,5 +1,6 @@
 """Tuner and tune on real photographs and open_clip models with seeded random weights."""
 
+import copy
 import math
 import subprocess
 import sys
@@ -13,8 +14,11 @@ import torch
 from PIL import Image
 
 import tpt_fast
-from tpt_fast import TuneConfig, Tuner, tune
+from tpt_fast import TextEncoder, TuneConfig, Tuner, tune
+from tpt_fast._stages import Stages
 from tpt_fast.demo import PHOTO_FOLDER
+from tpt_fast.methods.tpt import Tpt
+from tpt_fast.text.classes import Classes
 
 NAMES = ["cat", "dog", "sports car", "goldfish"]
 FEW = {"n_views": 8, "rho": 0.25}
@@ -378,6 +382,24 @@ def test_an_objective_of_more_than_the_logits_is_refused(model, image):
         model, image, NAMES, **FEW, objective=lambda logits: logits.logsumexp(-1).mean() + text.detach().square().sum()
     )
     assert detached.status == "tuned"
+
+
+def test_a_step_that_is_rounding_says_so(model):
+    """Views that are as sure as float32 can be, of different classes: their gradient is what cancelling leaves. The
+    signs that are not float64's are among the entries that the result doubts."""
+    names = tuple(f"{kind} {name}" for kind in ("red", "big", "old", "sea") for name in ("cat", "dog", "car", "lion"))
+    encoder, exact = TextEncoder(model, names), TextEncoder(copy.deepcopy(model).double(), names)
+    noise = torch.randn(40, 60, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    images, doubted = torch.nn.functional.normalize(noise, dim=-1), {}
+    for scale in (25.0, 400.0):
+        found = Tpt()(images.float(), Classes(names, encoder, torch.tensor(scale)), Stages()).extra
+        truth = Tpt()(images, Classes(names, exact, torch.tensor(scale).double()), Stages()).extra
+        wrong = (found["grad"].sign() != truth["grad"].sign()).float().flatten(1).mean(1)
+        same_views = (found["selected"] == truth["selected"]).all(1)
+        assert (wrong <= found["doubtful"] + 0.02)[same_views].all()
+        doubted[scale] = found["doubtful"].max().item()
+    assert doubted[25.0] < 0.01
+    assert doubted[400.0] > 0.3
 
 
 def test_messages(model, image):

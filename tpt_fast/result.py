@@ -89,6 +89,11 @@ class TuneResult:
     )
     loss_after = Extra[float]("the same with the tuned context")
 
+    doubtful = Extra[float](
+        "share of the context's entries whose first gradient is below its own rounding, 0 to 1: AdamW's first step "
+        "goes by the sign, which is chance there, in the published code too"
+    )
+
     def __getattr__(self, name: str) -> Any:
         """Whatever the method has put into ``extra``."""
         extra = self.__dict__.get("extra", {})

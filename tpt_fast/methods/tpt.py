@@ -54,10 +54,13 @@ class Tpt(Method):
         features, tape = text.initial()
         start = text.ctx_init.expand(len(images), *text.ctx_init.shape)
         ctx, grad, moments = start, torch.zeros_like(start), ()
+        doubtful = images.new_zeros(len(images))
         now = first = self._evaluate(images, classes, features, None, stages)
         for step in range(1, self.steps + 1):
             with stages("text backward"):
                 grad = text.backward(tape, now.grad_features)
+            if step == 1:
+                doubtful = _doubtful(grad, first, torch.finfo(text.storage).eps / 2)
             with stages("update"):  # a bad loss counts as a bad gradient; class-specific contexts are just more vectors
                 usable = _where(now.loss.isfinite(), grad, torch.full_like(grad, torch.nan))
                 flat = (tensor.reshape(len(images), -1, tensor.shape[-1]) for tensor in (ctx, usable))
@@ -80,6 +83,7 @@ class Tpt(Method):
                 "entropies": first.entropies,
                 "selected": first.selected,
                 "loss": first.loss,
+                "doubtful": doubtful,
                 "loss_after": _where(tuned, now.loss, first.loss),
             },
         )
@@ -95,7 +99,7 @@ class Tpt(Method):
                 loss, grad, rows = *_differentiate(logits, self.objective), None
             chosen = images if rows is None else images.take_along_dim(rows.unsqueeze(-1), 1)
             grad_features = classes.grad_features(chosen, grad)
-        return _Evaluation(logits[:, 0], loss, grad_features, found.entropy, found.selected)
+        return _Evaluation(logits[:, 0], loss, grad_features, found.entropy, found.selected, grad.abs().sum((1, 2)))
 
 
 class _Evaluation(NamedTuple):
@@ -106,6 +110,23 @@ class _Evaluation(NamedTuple):
     grad_features: Tensor  # [B, U, D] of the loss
     entropies: Tensor  # [B, N]
     selected: Tensor  # [B, K]
+    grad_size: Tensor  # [B] sum of the magnitudes of d loss / d logits
+
+
+def _doubtful(grad: Tensor, first: _Evaluation, unit: float) -> Tensor:
+    """[B], the share of the entries of ``grad`` [B, ..., W] that are smaller than its rounding.
+
+    d loss / d logits of view i and class c is p_ic / K (sum_j p_ij log q_j - log q_c), a difference of numbers whose
+    weighted magnitudes add up to twice the loss: what it is rounded by, next to what is left of it, passes on to the
+    gradient as a whole. The towers add the roundings of some 64 sums.
+
+    Args:
+        unit: roundoff of the text tower's type.
+    """
+    cancelled = 2 * first.loss / first.grad_size.clamp_min(torch.finfo(grad.dtype).tiny)
+    relative = 2.0**-24 * cancelled + 64 * unit
+    flat = grad.flatten(1)
+    return (flat.abs() < (relative * flat.square().mean(1).sqrt())[:, None]).to(grad.dtype).mean(1)
 
 
 def _differentiate(logits: Tensor, custom: ObjectiveFunction) -> tuple[Tensor, Tensor]:

@@ -22,7 +22,7 @@ class Preprocessing(NamedTuple):
 
 
 def preprocessing(model: nn.Module) -> Preprocessing:
-    """Read off the image tower: its ``image_size`` (or OpenAI's ``input_resolution``), ``image_mean``, ``image_std``, and
+    """Read off the image tower: ``image_size`` (or OpenAI's ``input_resolution``), ``image_mean``, ``image_std``, and
     what open_clip's ``preprocess_cfg`` says besides. Mean and deviation are CLIP's where nothing is said.
 
     Raises:

@@ -75,7 +75,7 @@ class TextEncoder:
         else:
             tower = TextTower(unwrapped(model), precision, tokenizer=tokenizer, engine=engine)
         self.classnames = check_classnames(classnames)
-        self.dtype, self.device = tower.dtype, tower.device
+        self.dtype, self.device, self.storage = tower.dtype, tower.device, tower.storage
 
         given = None if ctx is None else load_ctx(ctx, tower.width)
         if given is not None:

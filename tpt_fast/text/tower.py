@@ -58,6 +58,7 @@ class TextTower:
 
     Attributes:
         width, context_length: of its tokens' embeddings, and how many tokens it takes.
+        storage: type of the weights and of the rows that flow through the tower.
         dtype: of features and contexts: float32, or float64 for a float64 tower.
         wanted: the engine that was asked for.
         why_module: why the packed tower cannot represent it; None if it can.
@@ -79,23 +80,23 @@ class TextTower:
         check_choice("engine", engine, ENGINES)
         self._model, self.wanted, self._autocast = model, engine, autocast
         self._embedding = token_embedding(text_root(model))
-        self._storage = resolve_precision(precision, model)
+        self.storage = resolve_precision(precision, model)
         self.device, self.width = self._embedding.weight.device, self._embedding.weight.shape[1]
-        self.dtype = accumulation_dtype(self._storage)
+        self.dtype = accumulation_dtype(self.storage)
         self.context_length = context_length(model)
         self.tokenizer = tokenizer or default_tokenizer(model)
         self._packed: PackedTower | None = None
         self.why_module: str | None = "engine='module' was asked for"
         if engine != "module":
             try:
-                self._packed, self.why_module = PackedTower(model, self._storage), None
+                self._packed, self.why_module = PackedTower(model, self.storage), None
             except Unsupported as reason:
                 self._refuse(reason)
                 self.why_module = str(reason)
 
     @cached_property
     def _module(self) -> ModuleTower:
-        return ModuleTower(self._model, self._storage, self._autocast)
+        return ModuleTower(self._model, self.storage, self._autocast)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Embeddings [..., W] of token ids, as the model makes them."""
