@@ -95,8 +95,8 @@ class Tuner:
             raise TypeError(f"objective: expected a function of the logits, got {type(objective).__name__}")
         self.config = config or TuneConfig()
         self.method = _method(self.config, objective)
-        self._backend = load.ensure()
         self.clip = _clip(model, self.config, tokenizer)
+        self._backend = load.ensure(self.device)
         self.set_classnames(classnames)
 
     @plain_modes
