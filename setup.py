@@ -14,6 +14,8 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 AHEAD_OF_TIME = os.environ.get("TPT_FAST_AOT") == "1"
+if os.environ.get("TPT_FAST_AOT", "") not in {"", "0", "1"}:
+    sys.exit(f"TPT_FAST_AOT: expected 0 or 1, got {os.environ['TPT_FAST_AOT']!r}")
 
 
 class BuildPy(build_py):

@@ -157,17 +157,17 @@ def modes(cache: Path) -> dict[str, int]:
     return {file.name: stat.S_IMODE(file.stat().st_mode) for file in (*cache.glob("*.lock"), *cache.glob("*/*"))}
 
 
-def test_what_root_builds_others_can_read(tree, cache):
-    """mkdtemp's 0700 survived the rename, so nobody could use what an administrator had built."""
-    library = load.ensure().path
-    assert stat.S_IMODE(library.parent.stat().st_mode) == 0o755 & ~current_umask()
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])
+def test_what_one_builds_others_can_read_where_the_umask_lets_them(tree, cache, umask):
+    """mkdtemp's 0700 survived the rename, so nobody could use what an administrator had built. Nobody else can write."""
+    before = os.umask(umask)
+    try:
+        library = load.ensure().path
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(library.parent.stat().st_mode) == 0o755 & ~umask
+    assert modes(cache)[library.name] == 0o755 & ~umask
     assert all(mode & 0o022 == 0 for mode in modes(cache).values())
-
-
-def current_umask() -> int:
-    mask = os.umask(0o22)
-    os.umask(mask)
-    return mask
 
 
 def test_a_shared_cache_serves_the_group_whoever_built(tree, cache, monkeypatch):

@@ -426,7 +426,7 @@ class Tuner:
     def _engines(self, loop: _Loop) -> dict[str, str]:
         text, image, graphs = loop.classes.text, self.clip.image, loop.graphs
         engines = {
-            "ops": self._backend.name,
+            "ops": str(self._backend),
             "text": text.engine,
             "image": image.engine,
             "loop": "CUDA graph" if graphs and not graphs.why_eager else self.method.loop,

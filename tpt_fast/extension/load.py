@@ -35,10 +35,13 @@ class Backend:
     path: Path | None = None
     why: str = ""
 
+    def __str__(self) -> str:
+        return self.name + (f": {self.why.partition(chr(10))[0]}" if self.why else "")
+
 
 Progress = Callable[[int, int], None]
 
-_decided: dict[str, Backend] = {}  # by half
+_decided: dict[torch.device | str, Backend] = {}  # by half, and by device to be quick: every call of an op asks
 _locks = {half: threading.Lock() for half in build.LIBRARIES}
 _background: list[_Background] = []  # the one that builds CUDA's half, until somebody has waited for it
 
@@ -56,8 +59,8 @@ def ensure(device: torch.device | str = "cpu", *, progress: Progress | None = No
         BuildError: the kernels cannot be had and ``TPT_FAST_BACKEND=native``.
         ValueError: ``TPT_FAST_BACKEND`` is none of its three values, or ``TPT_FAST_CUDA`` none of its two.
     """
-    half = "cuda" if (device if isinstance(device, str) else device.type).startswith("cuda") else "cpu"
-    if rebuild or half not in _decided:
+    if rebuild or device not in _decided:
+        half = "cuda" if str(device).startswith("cuda") else "cpu"
         if half == "cuda" and "cpu" not in _decided:
             ensure("cpu", progress=progress)
         with _locks[half]:
@@ -65,7 +68,8 @@ def ensure(device: torch.device | str = "cpu", *, progress: Progress | None = No
                 _decided[half] = _choose(half, progress or _announce(half), rebuild)
                 if half == "cpu" and not rebuild:
                     _begin_cuda()
-    return _decided[half]
+        _decided[device] = _decided[half]
+    return _decided[device]
 
 
 # torch.compiler.assume_constant_result without its two seconds of import: torch.compile would trace into the lock.
@@ -153,8 +157,8 @@ def _open(folder: Path) -> Path:
             words = str(error.__cause__ or error)
             cache.note_not_loaded(folder, words)
             raise BuildError(
-                f"{library} was compiled, but cannot be loaded: {words}. It is not compiled anew by itself: "
-                "`tpt-fast doctor --build` does that."
+                f"{library} was compiled, but cannot be loaded: {words}. Where the folder is mounted noexec, set "
+                "TPT_FAST_CACHE to another one. `tpt-fast doctor --build` compiles anew, which nothing else does."
             ) from error
         cache.note_not_loaded(folder, None)
     return library
