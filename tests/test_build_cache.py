@@ -159,7 +159,7 @@ def modes(cache: Path) -> dict[str, int]:
 
 @pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])
 def test_what_one_builds_others_can_read_where_the_umask_lets_them(tree, cache, umask):
-    """mkdtemp's 0700 survived the rename, so nobody could use what an administrator had built. Nobody else can write."""
+    """mkdtemp's 0700 survived the rename, so nobody could use what an administrator had built."""
     before = os.umask(umask)
     try:
         library = load.ensure().path

@@ -250,6 +250,7 @@ def build(plan: Plan, folder: Path, progress: Callable[[int, int], None] | None 
     environment = {**os.environ, "NINJA_STATUS": "[%f/%t] "}
     lines: list[str] = []
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    # In a session of its own, for a Ctrl-C of the terminal to reach this process alone, which then ends them in order.
     with subprocess.Popen(
         command, **pipes, text=True, errors="replace", env=environment, start_new_session=True
     ) as ninja:

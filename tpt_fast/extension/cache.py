@@ -172,12 +172,12 @@ def store(build: Path, compile_into: Callable[[Path], object], *, again: bool = 
         scratch = cache / f"{build.name}.tmp-{secrets.token_hex(4)}"
         scratch.mkdir(mode=0o755)
         try:
-            if shared:  # whatever the umask; setgid keeps the folder's group
-                scratch.chmod(0o2775)
             compile_into(scratch)
             for file in (*scratch.iterdir(), scratch):
                 mode = stat.S_IMODE(file.stat().st_mode) & ~0o022
-                file.chmod(mode | (mode & 0o700) >> 3 | (mode & 0o500) >> 6 if shared else mode)
+                if shared:  # whatever the umask: the group may do what its owner may, others may read
+                    mode |= (mode & 0o700) >> 3 | (mode & 0o500) >> 6
+                file.chmod(mode)
                 _sync(file)
             shutil.rmtree(build, ignore_errors=True)
             scratch.rename(build)
