@@ -1,5 +1,6 @@
 """What the cache of builds holds, and what of it may be loaded: whole builds, of people who are trusted."""
 
+import json
 import os
 import re
 import stat
@@ -157,7 +158,7 @@ def modes(cache: Path) -> dict[str, int]:
     return {file.name: stat.S_IMODE(file.stat().st_mode) for file in (*cache.glob("*.lock"), *cache.glob("*/*"))}
 
 
-@pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o000, 0o077])
 def test_what_one_builds_others_can_read_where_the_umask_lets_them(tree, cache, umask):
     """mkdtemp's 0700 survived the rename, so nobody could use what an administrator had built."""
     before = os.umask(umask)
@@ -227,3 +228,15 @@ print(_cache(report), report.advice)
     assert Path(folder) == tmp_path / f"tpt_fast-{os.getuid()}"
     assert Path(library).is_relative_to(folder)
     assert misled.startswith("None [\"TPT_FAST_CACHE: '~/kernels' has no meaning here")
+
+
+def test_doctor_without_torch_and_without_a_home_folder(tmp_path):
+    code = f"{HOMELESS}sys.modules['torch'] = None\nfrom tpt_fast.cli import main\nmain()"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": str(tmp_path)}
+    command = [sys.executable, "-c", code, "doctor", "--json"]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode == 3, result.stderr
+    report = json.loads(result.stdout)
+    assert report["found"]["torch"] is None
+    assert report["found"]["cache"] == {"folder": str(tmp_path / f"tpt_fast-{os.getuid()}"), "builds": []}
+    assert "Traceback" not in result.stderr

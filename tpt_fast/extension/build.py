@@ -109,7 +109,8 @@ def plan(half: str = "cpu") -> Plan:
     cxx_flags.append(f"-DTORCH_TARGET_VERSION={TORCH_TARGET}")
     link_flags = ["-shared", "-ltorch_cpu", "-ltorch", "-lc10"]
     includes, libraries = [str(torch_root / "include")], [str(torch_root / "lib")]
-    nvcc, nvcc_flags, march = None, [], ()
+    nvcc, nvcc_flags = None, []
+    march: tuple[str, ...] = ()
     if half == "cpu":
         sources = [*(root / "csrc").glob("*.cpp"), *(root / "python").glob("*.cpp")]
         march = _march()
@@ -249,11 +250,19 @@ def build(plan: Plan, folder: Path, progress: Callable[[int, int], None] | None 
         progress(0, len(plan.sources) + 1)
     environment = {**os.environ, "NINJA_STATUS": "[%f/%t] "}
     lines: list[str] = []
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     # In a session of its own, for a Ctrl-C of the terminal to reach this process alone, which then ends them in order.
     with subprocess.Popen(
-        command, **pipes, text=True, errors="replace", env=environment, start_new_session=True
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        env=environment,
+        start_new_session=True,
     ) as ninja:
+        assert ninja.stdin is not None
+        assert ninja.stdout is not None
         try:
             for line in ninja.stdout:
                 counted = re.match(r"\[(\d+)/(\d+)\] ", line)
@@ -272,7 +281,8 @@ def build(plan: Plan, folder: Path, progress: Callable[[int, int], None] | None 
     for rest in [*folder.glob("*.o"), *folder.glob(".ninja*")]:
         rest.unlink()
     library = folder / plan.library
-    record = {"key": plan.key(), "library": cache.digest(library), "needs": _needs(plan)}
-    record |= {"seconds": round(time.perf_counter() - started, 1), "plan": asdict(plan)}
+    seconds = round(time.perf_counter() - started, 1)
+    record: dict[str, Any] = {"key": plan.key(), "library": cache.digest(library), "needs": _needs(plan)}
+    record |= {"seconds": seconds, "plan": asdict(plan)}
     (folder / cache.RECORD).write_text(json.dumps(record, indent=1))
     return library

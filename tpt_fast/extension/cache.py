@@ -151,7 +151,8 @@ def store(build: Path, compile_into: Callable[[Path], object], *, again: bool = 
     """
     cache, shared = build.parent, is_shared()
     try:
-        cache.mkdir(mode=0o755, parents=True, exist_ok=True)
+        for missing in reversed([path for path in (cache, *cache.parents) if not path.exists()]):
+            missing.mkdir(mode=0o755, exist_ok=True)  # whatever the umask lets others do elsewhere
         tempfile.TemporaryFile(dir=cache).close()
     except OSError as error:
         raise BuildError(

@@ -12,6 +12,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,7 +74,7 @@ def ensure(device: torch.device | str = "cpu", *, progress: Progress | None = No
 
 
 # torch.compiler.assume_constant_result without its two seconds of import: torch.compile would trace into the lock.
-ensure._dynamo_marked_constant = True
+ensure._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _announce(half: str) -> Progress:
@@ -172,21 +173,20 @@ class _Background(threading.Thread):
 
     def __init__(self) -> None:
         super().__init__(name="tpt_fast-build", daemon=True)
-        self.progress, self.folder, self.error = _announce("cuda"), None, None
+        self.progress, self.folder = _announce("cuda"), Future[Path]()
 
     def run(self) -> None:
         try:
-            self.folder = _build("cuda", lambda *step: self.progress(*step))
+            self.folder.set_result(_build("cuda", lambda *step: self.progress(*step)))
         except Exception as error:  # raised where it is waited for
-            self.error = error
+            self.folder.set_exception(error)
 
     def wait(self, progress: Progress) -> Path:
         self.progress = progress
-        self.join()
-        _background.clear()
-        if self.error is not None:
-            raise self.error
-        return self.folder
+        try:
+            return self.folder.result()
+        finally:
+            _background.clear()
 
 
 def _begin_cuda() -> None:

@@ -128,7 +128,7 @@ def instruction_sets(compiler: Tool, flags: Iterable[str]) -> set[str]:
     """Those beyond x86-64's first that code compiled with ``flags`` may need, e.g. ``{"avx2", "fma"}``."""
     macros = _output(*compiler.command, *flags, "-dM", "-E", "-x", "c++", os.devnull)
     names = re.findall(r"^#define __(\w+)__ 1$", macros, re.MULTILINE)
-    return _X86_SETS & {name.lower().replace("_", "") for name in names}
+    return {name.lower().replace("_", "") for name in names} & _X86_SETS
 
 
 def ninja() -> str:
