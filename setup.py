@@ -1,7 +1,8 @@
 """Packages the Python files and the C++ and CUDA sources; never imports torch.
 
 ``TPT_FAST_AOT=1 pip install --no-build-isolation .`` also compiles the extension into the wheel, with the same code
-that otherwise compiles it at first use.
+that otherwise compiles it at first use. It is compiled for this machine's CPU unless ``TPT_FAST_MARCH`` says for which
+(``x86-64-v3``: AVX2); on a CPU that lacks what it needs it is not loaded.
 """
 
 import os
@@ -13,6 +14,8 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 AHEAD_OF_TIME = os.environ.get("TPT_FAST_AOT") == "1"
+if os.environ.get("TPT_FAST_AOT", "") not in {"", "0", "1"}:
+    sys.exit(f"TPT_FAST_AOT: expected 0 or 1, got {os.environ['TPT_FAST_AOT']!r}")
 
 
 class BuildPy(build_py):
@@ -24,13 +27,19 @@ class BuildPy(build_py):
             sys.path.insert(0, str(ROOT))
             import torch
 
-            from tpt_fast.extension import build, toolkit
+            from tpt_fast.extension import build, cache, toolkit
 
-            with_cuda = torch.version.cuda is not None and toolkit.cuda() is not None
-            scratch = Path(self.get_finalized_command("build").build_temp)
-            scratch.mkdir(parents=True, exist_ok=True)
-            library = build.build(build.plan(with_cuda), scratch)
-            self.copy_file(str(library), str(Path(self.build_lib, "tpt_fast", build.LIBRARY)))
+            halves = ["cpu"]
+            if build.cuda_choice() is not False and torch.version.cuda is not None and toolkit.cuda() is not None:
+                halves.append("cuda")
+            for half in halves:
+                scratch = Path(self.get_finalized_command("build").build_temp, half)
+                scratch.mkdir(parents=True, exist_ok=True)
+                library = build.build(build.plan(half), scratch)
+                target = Path(self.build_lib, "tpt_fast", "_kernels", half)
+                target.mkdir(parents=True, exist_ok=True)
+                for file in (library, library.with_name(cache.RECORD)):
+                    self.copy_file(str(file), str(target / file.name))
 
 
 class BinaryDistribution(Distribution):

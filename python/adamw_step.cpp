@@ -65,6 +65,7 @@ Outputs step_with(const Tensor& context_in, const Tensor& grad_in, const Optiona
   return {context_out, exp_avg_out, exp_avg_sq_out, step_out};
 }
 
+#ifndef TPT_FAST_CUDA
 Outputs adamw_step_cpu(const Tensor& context, const Tensor& grad, Optional exp_avg, Optional exp_avg_sq, Optional step,
                        double lr, double beta1, double beta2, double eps, double weight_decay, bool skip_nonfinite) {
   const Settings settings{lr, beta1, beta2, eps, weight_decay, skip_nonfinite};
@@ -77,7 +78,7 @@ Outputs adamw_step_cpu(const Tensor& context, const Tensor& grad, Optional exp_a
   });
 }
 
-#ifdef TPT_FAST_CUDA
+#else
 Outputs adamw_step_cuda(const Tensor& context, const Tensor& grad, Optional exp_avg, Optional exp_avg_sq, Optional step,
                         double lr, double beta1, double beta2, double eps, double weight_decay, bool skip_nonfinite) {
   const Settings settings{lr, beta1, beta2, eps, weight_decay, skip_nonfinite};
@@ -95,7 +96,8 @@ Outputs adamw_step_cuda(const Tensor& context, const Tensor& grad, Optional exp_
 }  // namespace
 }  // namespace tpt_fast
 
+#ifndef TPT_FAST_CUDA
 STABLE_TORCH_LIBRARY_IMPL(tpt_fast, CPU, m) { m.impl("adamw_step", TORCH_BOX(&tpt_fast::adamw_step_cpu)); }
-#ifdef TPT_FAST_CUDA
+#else
 STABLE_TORCH_LIBRARY_IMPL(tpt_fast, CUDA, m) { m.impl("adamw_step", TORCH_BOX(&tpt_fast::adamw_step_cuda)); }
 #endif

@@ -82,6 +82,7 @@ void check_rows(const Tensor& x, const char* name) {
   STD_TORCH_CHECK(x.dim() >= 1 && x.size(-1) >= 1, name, ": expected [..., width], got ", shape_string(x));
 }
 
+#ifndef TPT_FAST_CUDA
 Outputs forward_cpu(const Tensor& x, std::optional<Tensor> delta, std::optional<Tensor> delta_bias,
                     const Tensor& weight, const Tensor& bias, double eps) {
   check_rows(x, "x");
@@ -103,7 +104,7 @@ Tensor backward_cpu(const Tensor& grad_normed, std::optional<Tensor> grad_sum, c
                    [&]<class T>(T) { return backward<T>(grad_normed, grad_sum, sum, mean, rstd, weight, run); });
 }
 
-#ifdef TPT_FAST_CUDA
+#else
 Outputs forward_cuda(const Tensor& x, std::optional<Tensor> delta, std::optional<Tensor> delta_bias,
                      const Tensor& weight, const Tensor& bias, double eps) {
   check_rows(x, "x");
@@ -133,11 +134,12 @@ Tensor backward_cuda(const Tensor& grad_normed, std::optional<Tensor> grad_sum, 
 }  // namespace
 }  // namespace tpt_fast
 
+#ifndef TPT_FAST_CUDA
 STABLE_TORCH_LIBRARY_IMPL(tpt_fast, CPU, m) {
   m.impl("add_layer_norm", TORCH_BOX(&tpt_fast::forward_cpu));
   m.impl("add_layer_norm_backward", TORCH_BOX(&tpt_fast::backward_cpu));
 }
-#ifdef TPT_FAST_CUDA
+#else
 STABLE_TORCH_LIBRARY_IMPL(tpt_fast, CUDA, m) {
   m.impl("add_layer_norm", TORCH_BOX(&tpt_fast::forward_cuda));
   m.impl("add_layer_norm_backward", TORCH_BOX(&tpt_fast::backward_cuda));

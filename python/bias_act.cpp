@@ -42,6 +42,7 @@ Tensor bias_act(const Tensor& x_in, const std::optional<Tensor>& bias_in, bool q
   return out;
 }
 
+#ifndef TPT_FAST_CUDA
 Tensor on_cpu(const Tensor& x, const std::optional<Tensor>& bias, bool quick, const Tensor* grad,
               Result result = Result::kNew) {
   const auto run = [&](const auto& p) {
@@ -62,7 +63,7 @@ Tensor backward_cpu(const Tensor& grad, const Tensor& x, std::optional<Tensor> b
   return on_cpu(x, bias, quick, &grad);
 }
 
-#ifdef TPT_FAST_CUDA
+#else
 Tensor on_cuda(const Tensor& x, const std::optional<Tensor>& bias, bool quick, const Tensor* grad,
                Result result = Result::kNew) {
   const OnDevice device(x);
@@ -91,12 +92,13 @@ Tensor backward_cuda(const Tensor& grad, const Tensor& x, std::optional<Tensor> 
 }  // namespace
 }  // namespace tpt_fast
 
+#ifndef TPT_FAST_CUDA
 STABLE_TORCH_LIBRARY_IMPL(tpt_fast, CPU, m) {
   m.impl("bias_act", TORCH_BOX(&tpt_fast::forward_cpu));
   m.impl("bias_act_", TORCH_BOX(&tpt_fast::in_place_cpu));
   m.impl("bias_act_backward", TORCH_BOX(&tpt_fast::backward_cpu));
 }
-#ifdef TPT_FAST_CUDA
+#else
 STABLE_TORCH_LIBRARY_IMPL(tpt_fast, CUDA, m) {
   m.impl("bias_act", TORCH_BOX(&tpt_fast::forward_cuda));
   m.impl("bias_act_", TORCH_BOX(&tpt_fast::in_place_cuda));

@@ -1,17 +1,11 @@
-// What the loaded library says of itself.
+// What the loaded library of the CPU kernels says of itself.
 #include <torch/csrc/stable/library.h>
 
 #include <string>
 
 namespace {
 
-std::string build_info() {
-#ifdef TPT_FAST_CUDA
-  return "CPU and CUDA, compiler " __VERSION__;
-#else
-  return "CPU, compiler " __VERSION__;
-#endif
-}
+std::string build_info() { return "CPU, compiler " __VERSION__; }
 
 }  // namespace
 

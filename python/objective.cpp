@@ -49,6 +49,7 @@ Outputs objective(const Tensor& logits_in, int64_t n_selected, const std::option
   return {entropy, selected, loss, grad};
 }
 
+#ifndef TPT_FAST_CUDA
 template <class T>
 Outputs on_cpu(const Tensor& logits, int64_t n_selected, const std::optional<Tensor>& selected) {
   if (selected) {  // only the CPU can look at the indices without waiting for a device
@@ -69,7 +70,7 @@ Outputs objective_cpu(const Tensor& logits, int64_t n_selected, std::optional<Te
   return with_wide_type(logits, "logits", [&]<class T>(T) { return on_cpu<T>(logits, n_selected, selected); });
 }
 
-#ifdef TPT_FAST_CUDA
+#else
 // Counters that are zero, and what keeps their memory. Launches leave them so, and launches on one stream follow each
 // other, so one set a stream will do. A graph may be replayed on any stream, but never beside itself: each launch in
 // one takes counters for good, of those that the first eager call on the device has zeroed, to spare replays a launch.
@@ -127,7 +128,8 @@ Outputs objective_cuda(const Tensor& logits, int64_t n_selected, std::optional<T
 }  // namespace
 }  // namespace tpt_fast
 
+#ifndef TPT_FAST_CUDA
 STABLE_TORCH_LIBRARY_IMPL(tpt_fast, CPU, m) { m.impl("objective", TORCH_BOX(&tpt_fast::objective_cpu)); }
-#ifdef TPT_FAST_CUDA
+#else
 STABLE_TORCH_LIBRARY_IMPL(tpt_fast, CUDA, m) { m.impl("objective", TORCH_BOX(&tpt_fast::objective_cuda)); }
 #endif

@@ -101,6 +101,7 @@ void backward(const Tensor& grad_in, const Tensor& q, const Tensor& kv, const Te
   run(p);
 }
 
+#ifndef TPT_FAST_CUDA
 // Runs a range function over `items`; `keys` is the most that a query has. Each range gets scratch memory of its own.
 template <class T, class Kernel>
 void over(const PrefixAttentionParams<T>& p, int64_t keys, int64_t items, int64_t at_once, Kernel kernel) {
@@ -141,7 +142,7 @@ void backward_cpu(const Tensor& grad, const Tensor& q, const Tensor& kv, const T
             [&]<class T>(T) { backward<T>(grad, q, kv, offsets, prefix, heads, grad_q, grad_kv, run_backward); });
 }
 
-#ifdef TPT_FAST_CUDA
+#else
 Tensor forward_cuda(const Tensor& q, const Tensor& kv, const Tensor& offsets, int64_t prefix, int64_t heads) {
   const OnDevice device(q);
   for (const Tensor* t : {&kv, &offsets}) check_device(*t, "kv and offsets", q);
@@ -168,11 +169,12 @@ void backward_cuda(const Tensor& grad, const Tensor& q, const Tensor& kv, const 
 }  // namespace
 }  // namespace tpt_fast
 
+#ifndef TPT_FAST_CUDA
 STABLE_TORCH_LIBRARY_IMPL(tpt_fast, CPU, m) {
   m.impl("prefix_attention", TORCH_BOX(&tpt_fast::forward_cpu));
   m.impl("prefix_attention_backward", TORCH_BOX(&tpt_fast::backward_cpu));
 }
-#ifdef TPT_FAST_CUDA
+#else
 STABLE_TORCH_LIBRARY_IMPL(tpt_fast, CUDA, m) {
   m.impl("prefix_attention", TORCH_BOX(&tpt_fast::forward_cuda));
   m.impl("prefix_attention_backward", TORCH_BOX(&tpt_fast::backward_cuda));

@@ -15,6 +15,7 @@
 namespace tpt_fast {
 namespace {
 
+#ifndef TPT_FAST_CUDA
 // Asks for huge pages under a fresh tensor: 64 views at 224 px are 38 MB, and taking 9,262 page faults to write them
 // costs as much time again as computing them. Only a hint, so its failure does not matter.
 void prefer_huge_pages([[maybe_unused]] const Tensor& t) {
@@ -43,6 +44,7 @@ void check_specs(const ViewsGeometry& p) {
                     view);
   }
 }
+#endif
 
 struct Given {
   const Tensor &image, &specs, &table;
@@ -74,32 +76,6 @@ Tensor views(const Given& given, Run run) {
   return out;
 }
 
-template <class T>
-void run_on_cpu(ViewsParams<T>& p, const Tensor& like, const Tensor& out) {
-  using torch::stable::parallel_for;
-  check_specs(p);
-  prefer_huge_pages(out);
-  const ViewsScratch needed = views_scratch(p);
-  const int64_t bands = band_items(p);
-  const int64_t workers = std::min<int64_t>(torch::stable::get_num_threads(), bands);
-  Tensor columns = empty(like, {needed.columns}, ScalarType::Byte),
-         weights = empty(like, {needed.weights}, ScalarType::Int),
-         scratch = empty(like, {workers * needed.band}, ScalarType::Byte);
-  p.columns = columns.mutable_data_ptr<uint8_t>();
-  p.weights = weights.mutable_data_ptr<int32_t>();
-  p.max_taps = needed.max_taps;
-
-  if (needed.columns)
-    parallel_for(0, column_items(p), 1, [&](int64_t begin, int64_t end) { views_columns(p, begin, end); });
-  parallel_for(0, p.views, 8, [&](int64_t begin, int64_t end) { views_weights(p, begin, end); });
-  // Crops differ in size by a factor of ten, so each worker takes the next band when it is free.
-  std::atomic<int64_t> next{0};
-  parallel_for(0, workers, 1, [&](int64_t worker, int64_t) {
-    uint8_t* own = scratch.mutable_data_ptr<uint8_t>() + worker * needed.band;
-    for (int64_t band; (band = next++) < bands;) views_bands(p, own, band, band + 1);
-  });
-}
-
 void check(const Given& given) {
   const auto& [image, specs, table, size, vertical_first, patch] = given;
   check_shape(image, "image", {-1, -1, 3});
@@ -127,6 +103,33 @@ Tensor by_size(const Given& given, Run run) {
   }
 }
 
+#ifndef TPT_FAST_CUDA
+template <class T>
+void run_on_cpu(ViewsParams<T>& p, const Tensor& like, const Tensor& out) {
+  using torch::stable::parallel_for;
+  check_specs(p);
+  prefer_huge_pages(out);
+  const ViewsScratch needed = views_scratch(p);
+  const int64_t bands = band_items(p);
+  const int64_t workers = std::min<int64_t>(torch::stable::get_num_threads(), bands);
+  Tensor columns = empty(like, {needed.columns}, ScalarType::Byte),
+         weights = empty(like, {needed.weights}, ScalarType::Int),
+         scratch = empty(like, {workers * needed.band}, ScalarType::Byte);
+  p.columns = columns.mutable_data_ptr<uint8_t>();
+  p.weights = weights.mutable_data_ptr<int32_t>();
+  p.max_taps = needed.max_taps;
+
+  if (needed.columns)
+    parallel_for(0, column_items(p), 1, [&](int64_t begin, int64_t end) { views_columns(p, begin, end); });
+  parallel_for(0, p.views, 8, [&](int64_t begin, int64_t end) { views_weights(p, begin, end); });
+  // Crops differ in size by a factor of ten, so each worker takes the next band when it is free.
+  std::atomic<int64_t> next{0};
+  parallel_for(0, workers, 1, [&](int64_t worker, int64_t) {
+    uint8_t* own = scratch.mutable_data_ptr<uint8_t>() + worker * needed.band;
+    for (int64_t band; (band = next++) < bands;) views_bands(p, own, band, band + 1);
+  });
+}
+
 Tensor views_cpu(const Tensor& image, const Tensor& specs, const Tensor& table, int64_t size, bool vertical_first,
                  std::optional<int64_t> patch) {
   const Given given{image, specs, table, size, vertical_first, patch};
@@ -134,7 +137,7 @@ Tensor views_cpu(const Tensor& image, const Tensor& specs, const Tensor& table, 
   return by_size(given, [&](auto& p, const Tensor& out) { run_on_cpu(p, image, out); });
 }
 
-#ifdef TPT_FAST_CUDA
+#else
 template <class T>
 void run_on_cuda(ViewsParams<T>& p, const Tensor& like, const OnDevice& device) {
   p.max_taps = views_max_taps(p.height, p.width, p.size);
@@ -159,7 +162,8 @@ Tensor views_cuda(const Tensor& image, const Tensor& specs, const Tensor& table,
 }  // namespace
 }  // namespace tpt_fast
 
+#ifndef TPT_FAST_CUDA
 STABLE_TORCH_LIBRARY_IMPL(tpt_fast, CPU, m) { m.impl("views", TORCH_BOX(&tpt_fast::views_cpu)); }
-#ifdef TPT_FAST_CUDA
+#else
 STABLE_TORCH_LIBRARY_IMPL(tpt_fast, CUDA, m) { m.impl("views", TORCH_BOX(&tpt_fast::views_cuda)); }
 #endif

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from builds import forget
 
 from tpt_fast.bench.rates import full_float32
+from tpt_fast.extension import build, toolkit
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))  # recipes/ is no part of the package; the installed package, if there is one, goes first
@@ -49,3 +51,41 @@ def ordinary_user():
     assert libc.capset(header, reduced) == 0, os.strerror(ctypes.get_errno())
     yield
     assert libc.capset(header, before) == 0, os.strerror(ctypes.get_errno())
+
+
+# --- of the tests of the build
+
+
+@pytest.fixture
+def fresh(monkeypatch):
+    """No choice made yet, nothing found yet, none of the user's settings."""
+    settings = "BACKEND", "CUDA", "MARCH", "SHARED_CACHE"
+    for name in (*(f"TPT_FAST_{setting}" for setting in settings), "CXX", "CUDA_HOME", "CUDA_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    forget(monkeypatch)
+    found = toolkit.cxx, toolkit.cuda
+    for search in found:
+        search.cache_clear()
+    yield
+    for search in found:
+        search.cache_clear()
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """Where builds go, not there yet."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("TPT_FAST_CACHE", str(folder))
+    return folder
+
+
+@pytest.fixture
+def tree(tmp_path, monkeypatch):
+    """A source tree of one file, in a folder whose name wants quoting."""
+    root = tmp_path / "a tree: $5"
+    for folder in ("csrc", "python"):
+        (root / folder).mkdir(parents=True)
+    (root / "csrc" / "tiny.cpp").write_text("int tpt_fast_tiny() { return 1; }\n")
+    monkeypatch.setattr(build, "source_root", lambda: root)
+    monkeypatch.setenv("TPT_FAST_CUDA", "0")
+    return root

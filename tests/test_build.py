@@ -5,61 +5,27 @@ Failures are tried on a source tree of one tiny file; one test builds (or finds)
 
 import json
 import os
+import platform
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from builds import forget, script
 
+from tpt_fast import doctor
 from tpt_fast.extension import build, load, toolkit
 from tpt_fast.ops import build_info
 
+pytestmark = pytest.mark.usefixtures("fresh")
 ROOT = Path(__file__).resolve().parent.parent
-
-
-@pytest.fixture(autouse=True)
-def _fresh(monkeypatch):
-    """No choice made yet, nothing found yet, none of the user's settings."""
-    for name in ("TPT_FAST_BACKEND", "TPT_FAST_CUDA", "CXX", "CUDA_HOME", "CUDA_PATH"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(load, "_backend", None)
-    found = toolkit.cxx, toolkit.cuda
-    for search in found:
-        search.cache_clear()
-    yield
-    for search in found:
-        search.cache_clear()
-
-
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    folder = tmp_path / "cache"
-    monkeypatch.setenv("TPT_FAST_CACHE", str(folder))
-    return folder
-
-
-@pytest.fixture
-def tree(tmp_path, monkeypatch):
-    """A source tree of one file, in a folder whose name wants quoting."""
-    root = tmp_path / "a tree: $5"
-    for folder in ("csrc", "python"):
-        (root / folder).mkdir(parents=True)
-    (root / "csrc" / "tiny.cpp").write_text("int tpt_fast_tiny() { return 1; }\n")
-    monkeypatch.setattr(build, "source_root", lambda: root)
-    monkeypatch.setenv("TPT_FAST_CUDA", "0")
-    return root
-
-
-def script(path: Path, text: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"#!/bin/sh\n{text}\n")
-    path.chmod(0o755)
-    return path
 
 
 def leftovers(cache: Path) -> list[str]:
@@ -84,7 +50,7 @@ def test_importing_builds_nothing_and_leaves_torch_alone(tmp_path):
 
 def test_built_once_then_found(tree, cache, monkeypatch):
     steps = []
-    first = load.ensure(lambda *step: steps.append(step))
+    first = load.ensure(progress=lambda *step: steps.append(step))
     assert first.name == "native"
     assert first.path.is_relative_to(cache)
     assert steps[0] == (0, 2)
@@ -94,7 +60,7 @@ def test_built_once_then_found(tree, cache, monkeypatch):
     assert record["seconds"] >= 0
     assert leftovers(cache) == []
 
-    monkeypatch.setattr(load, "_backend", None)
+    forget(monkeypatch)
     monkeypatch.setattr(build, "build", lambda *_: pytest.fail("built again"))
     assert load.ensure() == first
 
@@ -103,7 +69,7 @@ def test_rebuild(tree, cache):
     first = load.ensure()
     before = first.path.stat().st_ino, first.path.with_name("build.json").stat().st_ino
     steps = []
-    assert load.ensure(lambda *step: steps.append(step), rebuild=True) == first
+    assert load.ensure(progress=lambda *step: steps.append(step), rebuild=True) == first
     assert steps
     assert (first.path.stat().st_ino, first.path.with_name("build.json").stat().st_ino) != before
 
@@ -123,16 +89,6 @@ def test_key_changes_with_a_source_and_not_with_its_place(tree, tmp_path, monkey
     assert build.plan().key() == here
     (elsewhere / "csrc" / "extra.h").write_text("// more\n")
     assert build.plan().key() != here
-
-
-def test_a_damaged_library_is_built_again(tree, cache):
-    plan = build.plan()
-    final = cache / plan.key()
-    load._store(plan, final, lambda *_: None, set())
-    library = final / build.LIBRARY
-    library.write_bytes(library.read_bytes()[:100])
-    assert load.ensure().path == library
-    assert library.stat().st_size > 100
 
 
 # --- choosing
@@ -178,6 +134,81 @@ def test_cxx_names_the_compiler(monkeypatch):
         toolkit.cxx()
 
 
+def test_cxx_is_split_as_a_shell_does(tree, cache, tmp_path, monkeypatch):
+    """A launcher and flags, quoted where they have blanks: in every command line, and the compiler alone for nvcc."""
+    log = tmp_path / "launched"
+    launcher = script(tmp_path / "with blanks" / "ccache", f'echo "$1" >>{log}\nexec "$@"')
+    monkeypatch.setenv("CXX", f"'{launcher}' g++ -m64 '-DNAME=two words'")
+    found = toolkit.cxx()
+    assert found.command == (str(launcher), "g++", "-m64", "-DNAME=two words")
+    assert (found.program, found.flags) == ("g++", ("-m64", "-DNAME=two words"))
+    assert "g++" in found.version or "GCC" in found.version
+    (tree / "csrc" / "tiny.cpp").write_text("#define TEXT(x) #x\nstatic_assert(sizeof TEXT(NAME) == 5);\n")
+    assert load.ensure().name == "native"
+    assert len(log.read_text().splitlines()) >= 3  # the version, the source, the link
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("g++ 'half", r"CXX: expected words as in a shell, got \"g\+\+ 'half\""),
+        ("env no-such-compiler -m64", "looked for no-such-compiler on the PATH"),
+    ],
+)
+def test_a_cxx_that_is_none(monkeypatch, words, message):
+    monkeypatch.setenv("CXX", words)
+    with pytest.raises(load.BuildError, match=message):
+        toolkit.cxx()
+
+
+def test_missing_ninja_is_called_missing_ninja(tree, cache, tmp_path, monkeypatch):
+    for name in ("c++", "as", "ld"):
+        script(tmp_path / "bin" / name, f'exec {shutil.which(name)} "$@"')
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.setitem(sys.modules, "ninja", None)
+    with pytest.warns(load.BackendWarning, match="ninja is missing, which runs the compilers: pip install ninja"):
+        assert load.ensure().name == "reference"
+    assert doctor.examine().found["ninja"] is None
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="-march is x86-64's here")
+def test_march_is_what_the_variable_says(tree, cache, monkeypatch):
+    """Another key, another record of what the code needs, and no code for a CPU that cannot run it is loaded."""
+    native = build.plan()
+    assert native.march == ("-march=native",)
+    monkeypatch.setenv("TPT_FAST_MARCH", "x86-64-v3")
+    plan = build.plan()
+    assert plan.key() != native.key()
+    assert "-march=x86-64-v3" in plan.cxx_flags
+    assert "-march=native" not in plan.cxx_flags
+    needs = build._needs(plan)
+    assert {"avx2", "fma", "bmi2"} < set(needs)
+    assert not any(name.startswith("avx512") for name in needs)
+
+    flags = {"avx", "avx2", "fma", "sse3"}
+    monkeypatch.setattr(build, "cpu_flags", lambda: flags)
+    monkeypatch.setattr(torch.ops, "load_library", lambda path: pytest.fail("loaded"))
+    with pytest.warns(load.BackendWarning, match="needs a CPU with bmi, bmi2, .*, which this one does not have"):
+        assert load.ensure().name == "reference"
+
+
+def test_this_cpu_has_what_its_own_code_needs(tree, cache):
+    """For any CPU and compiler: their names for the same things are told apart from things that are missing."""
+    record = json.loads(load.ensure().path.with_name("build.json").read_text())
+    assert build.missing_sets(record) == []
+    if platform.machine() == "x86_64":
+        assert record["needs"]
+        compiler = toolkit.cxx()
+        assert toolkit.instruction_sets(compiler, ["-march=x86-64"]) == set()
+        assert "avx512f" in toolkit.instruction_sets(compiler, ["-march=x86-64-v4"])
+
+
+def test_a_misspelt_march_is_named(tree, cache, monkeypatch):
+    monkeypatch.setenv("TPT_FAST_MARCH", "native; rm -r /")
+    with pytest.warns(load.BackendWarning, match="TPT_FAST_MARCH: expected what -march takes"):
+        assert load.ensure().name == "reference"
+
+
 def test_a_broken_source_shows_what_the_compiler_said(tree, cache, monkeypatch):
     (tree / "csrc" / "tiny.cpp").write_text("int tpt_fast_tiny( { return 1; }\n")
     with pytest.warns(load.BackendWarning, match=r"the compilation failed") as caught:
@@ -203,7 +234,7 @@ def test_a_read_only_cache_with_the_build_in_it_serves(tree, cache, monkeypatch,
         folder.chmod(0o555)
     with pytest.raises(PermissionError):
         (cache / "anything").touch()
-    monkeypatch.setattr(load, "_backend", None)
+    forget(monkeypatch)
     assert load.ensure() == first
 
 
@@ -216,7 +247,7 @@ from tpt_fast.extension import build, load
 build.source_root = lambda: Path(sys.argv[1])
 print("ready", flush=True)
 sys.stdin.readline()
-print(load.ensure(lambda *_: None).path, flush=True)
+print(load.ensure(progress=lambda *_: None).path, flush=True)
 """
 
 
@@ -252,25 +283,23 @@ def test_two_processes_at_once_build_once(tree, cache, tmp_path):
     assert leftovers(cache) == []
 
 
-def test_a_build_killed_half_way_is_cleared_away(tree, cache, tmp_path, monkeypatch):
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_build_that_is_ended_leaves_no_compiler_running(tree, cache, tmp_path, monkeypatch, how):
+    """By Ctrl-C in a notebook (which reaches the one process), by a job scheduler, by lack of memory."""
     slow, started = tmp_path / "slow", tmp_path / "started"
     slow.touch()
-    # ninja gives the compiler a process group of its own, which its own death does not reach
     waits = f"echo $$ >{started}.new; mv {started}.new {started}; exec sleep 600"
     text = f'case "$*" in *-c*tiny*) if [ -e {slow} ]; then {waits}; fi;; esac\nexec g++ "$@"'
     compiler = script(tmp_path / "bin" / "c++", text)
     process = start_build(tree, {"CXX": str(compiler)})
     process.stdin.write("\n")
     process.stdin.flush()
-    deadline = time.monotonic() + 300
-    while not started.exists():
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGKILL)
+    wait_until(started.exists, while_runs=process)
+    running = int(started.read_text())
+    os.kill(process.pid, how)
     process.communicate()
-    os.kill(int(started.read_text()), signal.SIGKILL)
-    assert leftovers(cache) != []
+    wait_until(lambda: not is_running(running))
+    assert (leftovers(cache) == []) == (how == signal.SIGINT)  # the others give no time to clear away
 
     slow.unlink()
     monkeypatch.setenv("CXX", str(compiler))
@@ -278,97 +307,19 @@ def test_a_build_killed_half_way_is_cleared_away(tree, cache, tmp_path, monkeypa
     assert leftovers(cache) == []
 
 
-# --- CUDA toolkits
+def wait_until(is_true: Callable[[], bool], while_runs: subprocess.Popen | None = None) -> None:
+    deadline = time.monotonic() + 100
+    while not is_true():
+        assert while_runs is None or while_runs.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
-def cuda_toolkit(root: Path, release: str = "13.0", runtime: str = "libcudart.so.13") -> Path:
-    for file in (root / "include" / "cuda_runtime_api.h", root / "lib" / runtime):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.touch()
-    says = f"release {release}, V{release}.1"
-    return script(
-        root / "bin" / "nvcc", f'case "$*" in *--dryrun*) echo "#$ TOP={root}/bin/.." >&2;; *) echo "{says}";; esac'
-    )
-
-
-def test_a_wrapper_script_leads_to_the_toolkit(tmp_path, monkeypatch):
-    real = cuda_toolkit(tmp_path / "opt" / "cuda")
-    wrapper = script(tmp_path / "bin" / "nvcc", f'exec {real} "$@"')
-    monkeypatch.setenv("PATH", f"{wrapper.parent}:/usr/bin:/bin")
-    found = toolkit.cuda()
-    assert (found.nvcc, found.version, found.runtime) == (str(wrapper), (13, 0), "libcudart.so.13")
-    assert found.root == str(tmp_path / "opt" / "cuda")
-    assert found.include == f"{found.root}/include"
-    assert found.library == f"{found.root}/lib"
-
-
-def test_a_broken_toolkit_is_passed_over(tmp_path, monkeypatch):
-    script(tmp_path / "broken" / "bin" / "nvcc", "exit 1")
-    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "broken"))
-    monkeypatch.setenv("PATH", f"{cuda_toolkit(tmp_path / 'good').parent}:/usr/bin:/bin")
-    assert toolkit.cuda().root == str(tmp_path / "good")
-
-
-def test_a_toolkit_from_pip_is_found(tmp_path, monkeypatch):
-    class Spec:
-        submodule_search_locations = (str(tmp_path / "nvidia"),)
-
-    cuda_toolkit(tmp_path / "nvidia" / "cu13")
-    monkeypatch.setattr(toolkit, "find_spec", lambda _: Spec)
-    monkeypatch.setenv("PATH", "/usr/bin:/bin")
-    monkeypatch.setattr(toolkit.shutil, "which", lambda _: None)
-    assert str(tmp_path / "nvidia" / "cu13" / "bin" / "nvcc") in toolkit._candidates()
-
-
-@pytest.mark.parametrize(
-    ("torch_cuda", "found", "message"),
-    [
-        (None, None, "this torch is a CPU build"),
-        ("13.2", None, r"no CUDA toolkit: looked for nvcc in CUDA_HOME.*Install CUDA 13.2"),
-        ("13.2", "12.4", r"torch is built for CUDA 13.2, but .* is CUDA 12.4: the major versions must agree"),
-    ],
-)
-def test_what_is_said_without_a_fitting_toolkit(tree, tmp_path, monkeypatch, torch_cuda, found, message):
-    release = found and tuple(map(int, found.split(".")))
-    cuda = found and toolkit.Cuda("/x/nvcc", release, "/x", "/x/include", "/x/lib", "libcudart.so")
-    monkeypatch.setattr(torch.version, "cuda", torch_cuda)
-    monkeypatch.setattr(toolkit, "cuda", lambda: cuda)
-    monkeypatch.setenv("TPT_FAST_CUDA", "1")
-    with pytest.raises(load.BuildError, match=message):
-        build.plan()
-
-
-def test_a_misspelt_cuda_choice_is_named(tree, monkeypatch):
-    monkeypatch.setenv("TPT_FAST_CUDA", "yes")
-    with pytest.raises(load.BuildError, match="TPT_FAST_CUDA: expected 0 or 1, got 'yes'"):
-        build.plan()
-
-
-@pytest.mark.parametrize(
-    ("architecture", "flag"),
-    [
-        ("8.0", "-gencode=arch=compute_80,code=[sm_80]"),
-        ("9.0+PTX", "-gencode=arch=compute_90,code=[sm_90,compute_90]"),
-        ("9.0a", "-gencode=arch=compute_90a,code=[sm_90a]"),
-        ("12.0", "-gencode=arch=compute_120,code=[sm_120]"),
-    ],
-)
-def test_architecture_flags(architecture, flag):
-    assert build._gencode(architecture) == flag
-
-
-@pytest.mark.parametrize(
-    ("listed", "names"),
-    [("8.0;9.0+PTX", ["8.0", "9.0+PTX"]), ("9.0a 12.0", ["9.0a", "12.0"]), ("Hopper", None), ("sm_90", None)],
-)
-def test_listed_architectures(listed, names, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", listed)
-    if names:
-        assert toolkit.architectures() == names
-    else:
-        with pytest.raises(load.BuildError, match=f"TORCH_CUDA_ARCH_LIST: expected numbers .* got '{listed}'"):
-            toolkit.architectures()
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def test_a_misspelt_number_of_jobs_is_named(tree, cache, monkeypatch):

@@ -282,7 +282,7 @@ def test_no_compiler_where_native_is_wanted(monkeypatch, tmp_path):
     (tmp_path / "csrc").mkdir()
     (tmp_path / "python").mkdir()
     monkeypatch.setattr(build, "source_root", lambda: tmp_path)  # of which there is no build yet
-    monkeypatch.setattr(load, "_backend", None)
+    monkeypatch.setattr(load, "_decided", {})
     monkeypatch.setattr(toolkit, "cxx", no_compiler)
     monkeypatch.setenv("TPT_FAST_BACKEND", "native")
     assert "no C++ compiler" in run("tune", CAT, *FEW, code=3).stderr
@@ -428,7 +428,7 @@ def test_doctor():
 
 
 def test_doctor_where_native_is_turned_off(monkeypatch):
-    monkeypatch.setattr(load, "_backend", None)
+    monkeypatch.setattr(load, "_decided", {})
     monkeypatch.setenv("TPT_FAST_BACKEND", "reference")
     (report,) = rows(run("doctor", "--json", code=3))
     assert report["found"]["kernels"]["backend"] == "reference"
@@ -439,7 +439,7 @@ def test_doctor_without_a_compiler(monkeypatch, tmp_path):
     (tmp_path / "csrc").mkdir()
     (tmp_path / "python").mkdir()
     monkeypatch.setattr(build, "source_root", lambda: tmp_path)
-    monkeypatch.setattr(load, "_backend", None)
+    monkeypatch.setattr(load, "_decided", {})
     monkeypatch.setattr(toolkit, "cxx", no_compiler)
     result = run("doctor", code=3)
     assert "the compiled kernels do not run" in result.stdout
@@ -458,7 +458,7 @@ def test_doctor_builds_again(monkeypatch, tmp_path):
         (tmp_path / folder).mkdir()
     (tmp_path / "csrc" / "tiny.cpp").write_text("int tpt_fast_tiny() { return 2; }\n")
     monkeypatch.setattr(build, "source_root", lambda: tmp_path)
-    monkeypatch.setattr(load, "_backend", None)
+    monkeypatch.setattr(load, "_decided", {})
     monkeypatch.setenv("TPT_FAST_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("TPT_FAST_CUDA", "0")
     for arguments in ([], ["--build"]):

@@ -45,11 +45,11 @@ def test_every_op_is_here():
 
 @pytest.mark.parametrize("op", [*DIFFERENTIABLE, *OTHERS])
 def test_one_graph(monkeypatch, op):
-    monkeypatch.setattr(load, "_backend", None)
+    monkeypatch.setattr(load, "_decided", {})
     torch.compiler.reset()
     run = (DIFFERENTIABLE | OTHERS)[op]
     compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(ROWS), run(ROWS), rtol=0, atol=0)
-    assert load._backend is not None
+    assert "cpu" in load._decided
     if op in DIFFERENTIABLE:
         torch.testing.assert_close(gradient(compiled)(ROWS), gradient(run)(ROWS), rtol=0, atol=0)

@@ -109,7 +109,7 @@ def test_builds_links_and_loads_with_cuda_torch(tmp_path, monkeypatch):
         pytest.skip(f"torch is built for CUDA {torch.version.cuda}, {CUDA.nvcc} is {CUDA.version}")
     monkeypatch.setattr(toolkit, "architectures", lambda: ["9.0"])
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    library = build.build(build.plan(with_cuda=True), tmp_path)
+    library = build.build(build.plan("cuda"), tmp_path)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     print(f"\nCUDA extension for one architecture: {seconds:.0f} s of compilers")

@@ -1,5 +1,6 @@
 """What is in the wheel, that a source distribution makes the same one, and that CI runs what the README says."""
 
+import json
 import os
 import re
 import shutil
@@ -90,6 +91,83 @@ def test_the_installed_wheel_runs_from_anywhere(wheel, tmp_path):
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+
+
+@pytest.fixture
+def ahead_of_time(checkout, tmp_path, monkeypatch) -> Path:
+    """The package from a wheel that was compiled ahead of time, of a source tree of one tiny file, unpacked."""
+    source = shutil.copytree(checkout, tmp_path / "tree")
+    for folder in ("csrc", "python"):
+        shutil.rmtree(source / folder)
+        (source / folder).mkdir()
+        (source / folder / "tiny.h").touch()
+    (source / "csrc" / "tiny.cpp").write_text("int tpt_fast_tiny() { return 1; }\n")
+    monkeypatch.setenv("TPT_FAST_AOT", "1")
+    monkeypatch.setenv("TPT_FAST_CUDA", "0")
+    wheel = build("wheel", source, tmp_path / "wheel")
+    assert "-none-any" not in wheel.name
+    zipfile.ZipFile(wheel).extractall(tmp_path / "installed")
+    return tmp_path / "installed" / "tpt_fast"
+
+
+AHEAD_OF_TIME = """
+import json, sys, warnings
+from pathlib import Path
+from tpt_fast.extension import load
+prebuilt = Path("tpt_fast/_kernels/cpu").resolve()
+record = json.loads((prebuilt / "build.json").read_text())
+def show():
+    load._decided.clear()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        path = str(load.ensure().path)
+    print(json.dumps([path, *(str(warning.message) for warning in caught)]))
+show()
+(prebuilt / "build.json").write_text(json.dumps({**record, "needs": [*record["needs"], "avx1024"]}))
+show()
+(prebuilt / "build.json").write_text(json.dumps(record))
+(prebuilt / "tpt_fast.so").rename(prebuilt / "mapped.so")
+(prebuilt / "tpt_fast.so").write_bytes((prebuilt / "mapped.so").read_bytes()[:1000])
+show()
+"""
+
+
+def test_kernels_compiled_ahead_of_time_are_checked_before_they_are_loaded(ahead_of_time, tmp_path):
+    """A wheel made on another CPU, or damaged on the way here: said, and compiled here in its place."""
+    environment = {**os.environ, "PYTHONPATH": str(ahead_of_time.parent), "TPT_FAST_BACKEND": "native"}
+    environment["TPT_FAST_CACHE"] = str(tmp_path / "cache")
+    result = subprocess.run(
+        [sys.executable, "-c", AHEAD_OF_TIME], cwd=ahead_of_time.parent, env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    whole, foreign, damaged = map(json.loads, result.stdout.splitlines())
+    assert whole == [str(ahead_of_time / "_kernels" / "cpu" / "tpt_fast.so")]
+    for (path, message), why in ((foreign, "needs a CPU with avx1024"), (damaged, "is damaged")):
+        assert Path(path).is_relative_to(tmp_path / "cache")
+        assert re.search(f"installed cannot be used and are compiled here instead.*{why}", message)
+
+
+# --- what the documentation has to say
+
+
+def environment_variables() -> set[str]:
+    """Every TPT_FAST_* in the tracked files that can read the environment; macros of the C++ sources are others."""
+    listed = subprocess.run(["git", "-C", str(ROOT), "ls-files", "-z"], capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    files = (ROOT / name for name in listed.stdout.split("\0") if name)
+    read = [file for file in files if file.is_file() and (file.suffix in {".py", ".yml"} or ".ci" in file.parts)]
+    assert len(read) > 100
+    return {name for file in read for name in re.findall(r"\bTPT_FAST_[A-Z_]*[A-Z]\b", file.read_text())}
+
+
+def test_every_environment_variable_is_documented_in_one_place():
+    described = (ROOT / "docs" / "environment.md").read_text()
+    rows = set(re.findall(r"^\| `(TPT_FAST_[A-Z_]+)` \|", described, re.M))
+    found = environment_variables()
+    assert "TPT_FAST_BACKEND" in found
+    assert found - rows == set(), "not in docs/environment.md"
+    assert rows - found == set(), "only in docs/environment.md"
 
 
 @pytest.mark.skipif(shutil.which("cmake") is None, reason="no cmake")

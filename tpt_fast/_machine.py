@@ -35,6 +35,17 @@ def cpu_identity() -> str:
     return "".join(sorted(set(re.findall(r"^(?:flags|Features|model name)\s*:.*$", text, re.MULTILINE))))
 
 
+def cpu_flags() -> set[str]:
+    """Instruction sets of the processor by the kernel's names without underscores, e.g. ``avx512bf16``; empty where the
+    system does not tell."""
+    try:
+        listed = re.search(r"^(?:flags|Features)\s*:(.*)$", (_PROC / "cpuinfo").read_text(), re.MULTILINE)[1].split()
+    except (OSError, TypeError):
+        return set()
+    also = {"pni": "sse3", "bmi1": "bmi", "abm": "lzcnt"}  # compilers have other names for these
+    return {also.get(name, name.replace("_", "")) for name in listed}
+
+
 def free_host_bytes() -> int | None:
     """Bytes that can still be allocated: the minimum of the system's and the container's; None where neither tells."""
     limits = []

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from .extension import build, toolkit
+from .extension import build, cache, toolkit
 
 
 @dataclass
@@ -28,7 +28,7 @@ def examine(progress: Callable[[int, int], None] | None = None, *, rebuild: bool
     """Look around, then load the kernels (building them if need be) and hold them to the reference.
 
     Args:
-        progress, rebuild: see :func:`tpt_fast.load.ensure`.
+        progress, rebuild: see :func:`tpt_fast.extension.load.ensure`.
     """
     report = Report()
     found = report.found
@@ -40,7 +40,7 @@ def examine(progress: Callable[[int, int], None] | None = None, *, rebuild: bool
     if _torch(report):
         _kernels(report, progress, rebuild)
         found["text tower"] = _text_tower()
-        found["cache"] = _cache()
+    found["cache"] = _cache(report)
     return report
 
 
@@ -67,9 +67,14 @@ def _packages(report: Report) -> None:
 def _compilers(report: Report) -> None:
     try:
         compiler = toolkit.cxx()
-        report.found["compiler"] = {"path": compiler.path, "version": compiler.version}
+        report.found["compiler"] = {"path": shlex.join(compiler.command), "version": compiler.version}
     except toolkit.BuildError as error:
         report.found["compiler"] = None
+        report.advice.append(str(error))
+    try:
+        report.found["ninja"] = toolkit.ninja()
+    except toolkit.BuildError as error:
+        report.found["ninja"] = None
         report.advice.append(str(error))
     cuda = toolkit.cuda()
     release = cuda and ".".join(map(str, cuda.version))
@@ -91,7 +96,11 @@ def _torch(report: Report) -> bool:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     gpus = [torch.cuda.get_device_name(i) for i in range(count)]
     report.found["GPUs"] = gpus
-    report.found["architectures"] = toolkit.architectures() if torch.version.cuda else []
+    try:
+        report.found["architectures"] = toolkit.architectures() if torch.version.cuda else []
+    except toolkit.BuildError as error:
+        report.found["architectures"] = []
+        report.advice.append(str(error))
     if gpus and report.found["cuda toolkit"] is None:
         report.advice.append(
             f"there is a GPU but no CUDA toolkit to compile its kernels: install CUDA {torch.version.cuda}, or "
@@ -101,30 +110,52 @@ def _torch(report: Report) -> bool:
 
 
 def _kernels(report: Report, progress: Callable[[int, int], None] | None, rebuild: bool) -> None:
+    gpus = range(len(report.found["GPUs"]))
+    halves = {"kernels": ("cpu", ["cpu"])}
+    if gpus or os.environ.get("TPT_FAST_CUDA") == "1":
+        halves["CUDA kernels"] = ("cuda", [f"cuda:{i}" for i in gpus])
+    works = [_half(report, title, *half, progress, rebuild) for title, half in halves.items()]
+    report.works = all(works)
+
+
+def _half(
+    report: Report,
+    title: str,
+    half: str,
+    devices: list[str],
+    progress: Callable[[int, int], None] | None,
+    rebuild: bool,
+) -> bool:
+    """Whether one half of the kernels, which ``title`` names, loads and is right on ``devices``."""
     import warnings
 
     from .extension import load
 
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", load.BackendWarning)  # the report says it better
-            backend = load.ensure(progress, rebuild=rebuild)
-    except (load.BuildError, ValueError) as error:
-        backend = load.Backend("none", why=str(error))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", load.BackendWarning)
+        try:
+            backend = load.ensure(half, progress=progress, rebuild=rebuild)
+        except (load.BuildError, ValueError) as error:
+            backend = load.Backend("none", why=str(error))
     kernels = {"backend": backend.name, "library": backend.path and str(backend.path), "why": backend.why or None}
+    report.found[title] = kernels
     if backend.name == "native":
-        from .ops import build_info
+        report.advice += [str(warning.message) for warning in caught]  # that the installed ones were not taken
+        if half == "cpu":
+            from .ops import build_info
 
-        kernels["built as"] = build_info()
-        report.works = all(map(_agrees, ["cpu", *(f"cuda:{i}" for i in range(len(report.found["GPUs"])))]))
-        kernels["check"] = "agrees with the reference" if report.works else "DISAGREES with the reference"
-        if not report.works:
+            kernels["built as"] = build_info()
+        right = all(map(_agrees, devices))
+        if devices:
+            kernels["check"] = "agrees with the reference" if right else "DISAGREES with the reference"
+        if not right:
             report.advice.append("the compiled kernels are wrong here: `tpt-fast doctor --build`, and please report it")
-    elif backend.why.startswith("TPT_FAST_BACKEND=reference"):
-        report.advice.append("TPT_FAST_BACKEND=reference turns the compiled kernels off: unset it")
+        return right
+    if backend.why in {"TPT_FAST_BACKEND=reference", "TPT_FAST_CUDA=0"}:
+        report.advice.append(f"{backend.why} turns the compiled kernels off: unset it")
     elif backend.why not in report.advice:
         report.advice.append(backend.why)
-    report.found["kernels"] = kernels
+    return False
 
 
 def _agrees(device: str) -> bool:
@@ -156,17 +187,27 @@ def _text_tower() -> dict[str, Any]:
     }
 
 
-def _cache() -> dict[str, Any]:
-    from .extension import load
-
-    folder = load.cache_folder()
+def _cache(report: Report) -> dict[str, Any] | None:
+    try:
+        folder = cache.folder()
+    except toolkit.BuildError as error:
+        report.advice.append(str(error))
+        return None
+    names = {name: half for half, name in build.LIBRARIES.items()}
     builds = []
-    for record in folder.glob(f"*/{build.LIBRARY}"):
+    for library in (file for name in names for file in folder.glob(f"*/{name}")):
+        kept = library.parent
         try:
-            written = json.loads(record.with_name("build.json").read_text())
-            size, built = record.stat().st_size, record.stat().st_mtime
-        except (OSError, ValueError):  # going away, or not ours
+            size, built, words = library.stat().st_size, library.stat().st_mtime, None
+            if (kept / cache.NOT_LOADED).exists():
+                words = (kept / cache.NOT_LOADED).read_text().strip()
+            record, why = cache.read_record(kept), None
+            cache.check_owners(kept)
+        except toolkit.BuildError as error:
+            why = str(error)
+        except OSError:  # going away
             continue
-        summary = {"key": record.parent.name, "bytes": size, "seconds": written.get("seconds"), "time": built}
-        builds.append({**summary, "cuda": written.get("nvcc") is not None})
+        problem = why or ("damaged" if record is None else words and f"the last time it was not loaded: {words}")
+        summary = {"key": kept.name, "half": names[library.name], "bytes": size, "time": built}
+        builds.append({**summary, "seconds": record and record.get("seconds"), "problem": problem})
     return {"folder": str(folder), "builds": sorted(builds, key=lambda build: build["time"])}

@@ -95,8 +95,8 @@ class Tuner:
             raise TypeError(f"objective: expected a function of the logits, got {type(objective).__name__}")
         self.config = config or TuneConfig()
         self.method = _method(self.config, objective)
-        self._backend = load.ensure()
         self.clip = _clip(model, self.config, tokenizer)
+        self._backend = load.ensure(self.device)
         self.set_classnames(classnames)
 
     @plain_modes
@@ -426,7 +426,7 @@ class Tuner:
     def _engines(self, loop: _Loop) -> dict[str, str]:
         text, image, graphs = loop.classes.text, self.clip.image, loop.graphs
         engines = {
-            "ops": self._backend.name,
+            "ops": str(self._backend),
             "text": text.engine,
             "image": image.engine,
             "loop": "CUDA graph" if graphs and not graphs.why_eager else self.method.loop,

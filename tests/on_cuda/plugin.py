@@ -36,8 +36,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure() -> None:
     if not torch.cuda.is_available():
         raise pytest.UsageError("on_cuda.plugin: expected a GPU, torch sees none")
-    if load.ensure().name != "native":
-        raise pytest.UsageError(f"on_cuda.plugin: the kernels could not be built: {load.ensure().why}")
+    backend = load.ensure("cuda")
+    if backend.name != "native":
+        raise pytest.UsageError(f"on_cuda.plugin: the kernels could not be built: {backend.why}")
     elsewhere.install({name: _on_cuda(name) for name in OPS})
 
 

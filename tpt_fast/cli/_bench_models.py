@@ -67,7 +67,7 @@ def measure(options: Options, place: torch.device, as_json: bool, file: Path | N
     from ..bench.measure import many_images, one_image
     from ..bench.rates import full_float32
 
-    _shared.kernels()
+    _shared.kernels(place)
     full_float32()
     times = {"repeats": options.repeats, "seconds": options.seconds}
     parts = [*STARTS, *MODES] if options.images else STARTS

@@ -20,6 +20,8 @@ from .._files import check_writable
 from ..extension.toolkit import BuildError
 
 if TYPE_CHECKING:
+    import torch
+
     from ..extension.load import Backend
     from ..result import TuneResult
     from ..tuner import Tuner
@@ -89,14 +91,14 @@ def progress_bar() -> Progress:
     return Progress(*columns, console=err, transient=True)
 
 
-def kernels() -> Backend:
-    """Have the kernels ready, under a progress bar where they must be compiled first."""
+def kernels(device: torch.device | str = "cpu") -> Backend:
+    """Have the kernels for ``device`` ready, under a progress bar where they must be compiled first."""
     from ..extension import load
 
     with warnings.catch_warnings(record=True) as caught, compiling() as progress:
         warnings.simplefilter("always", load.BackendWarning)
         try:
-            backend = load.ensure(progress)
+            backend = load.ensure(device, progress=progress)
         except ValueError as error:  # TPT_FAST_BACKEND is misspelt
             stop(str(error))
     for warning in caught:
@@ -106,7 +108,7 @@ def kernels() -> Backend:
 
 @contextmanager
 def compiling() -> Iterator[Any]:
-    """A callback for :func:`tpt_fast.load.ensure` that draws a bar once there is something to compile."""
+    """A callback for :func:`tpt_fast.extension.load.ensure` that draws a bar once there is something to compile."""
     with progress_bar() as bar:
         tasks = []
 

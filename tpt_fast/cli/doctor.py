@@ -56,5 +56,7 @@ def _describe(value: Any) -> str:
 
 def _build(build: dict[str, Any]) -> str:
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(build["time"]))
-    kind = "CPU and CUDA" if build["cuda"] else "CPU"
-    return f"{build['key']}: {kind}, {build['bytes'] / 1e6:.1f} MB, built {when} in {build['seconds']} s"
+    kind = {"cpu": "CPU", "cuda": "CUDA"}[build["half"]]
+    took = f" in {build['seconds']} s" if build["seconds"] else ""
+    problem = f"; {build['problem']}" if build["problem"] else ""
+    return f"{build['key']}: {kind}, {build['bytes'] / 1e6:.1f} MB, built {when}{took}{problem}"

@@ -98,7 +98,7 @@ def tune(
         if plot is not None:
             _shared.check_picture(plot, "--plot")
         loaded = _models.load_model(model, pretrained, device)
-        _shared.kernels()
+        _shared.kernels(_models.place_of(device))
         with _shared.usage(), _shared.err.status("encoding the class names"):
             tuner = Tuner(loaded.model, names or loaded.classnames, config, tokenizer=loaded.tokenizer)
         if plot_dir is not None:  # bad usage, which ends above, leaves no folder behind

@@ -79,7 +79,7 @@ def adamw_step(
             raise TypeError(f"{name}: expected {context.dtype}, got {tensor.dtype}")
     if step is not None and (step.shape != context.shape[:1] or step.dtype != torch.int64):
         raise ValueError(f"step: expected int64 [{context.shape[0]}], got {step.dtype} {list(step.shape)}")
-    load.ensure()
+    load.ensure(context.device)
     results = torch.ops.tpt_fast.adamw_step(
         context, grad, exp_avg, exp_avg_sq, step, lr, *betas, eps, weight_decay, skip_nonfinite
     )

@@ -113,7 +113,7 @@ def add_layer_norm(
         _check(delta_bias, "delta_bias", x)
         if delta is None:
             raise ValueError("delta_bias: expected None without delta")
-    load.ensure()
+    load.ensure(x.device)
     outputs = torch.ops.tpt_fast.add_layer_norm(x, delta, delta_bias, weight, bias, eps)
     return AddLayerNorm(x if delta is None else outputs[0], *outputs[1:])
 
@@ -142,7 +142,7 @@ def add_layer_norm_backward(
     _check(weight, "weight", sum)
     if grad_sum is not None:
         _check(grad_sum, "grad_sum", sum, rows=True)
-    load.ensure()
+    load.ensure(sum.device)
     return torch.ops.tpt_fast.add_layer_norm_backward(grad_normed, grad_sum, sum, mean, rstd, weight)
 
 

@@ -64,7 +64,7 @@ def bias_act(x: Tensor, bias: Tensor | None = None, activation: str = "gelu") ->
     """
     check_derivatives("bias_act", differentiable=True, x=x, bias=bias)
     quick = _check(x, bias, activation)
-    load.ensure()
+    load.ensure(x.device)
     return torch.ops.tpt_fast.bias_act(x, bias, quick)
 
 
@@ -80,7 +80,7 @@ def bias_act_(x: Tensor, bias: Tensor | None = None, activation: str = "gelu") -
     quick = _check(x, bias, activation)
     if not x.is_contiguous():
         raise ValueError(f"x: expected a contiguous tensor, got strides {x.stride()}")
-    load.ensure()
+    load.ensure(x.device)
     torch.ops.tpt_fast.bias_act_(x, bias, quick)
     return x
 
@@ -89,7 +89,7 @@ def bias_act_backward(grad: Tensor, x: Tensor, bias: Tensor | None = None, activ
     """Gradient with respect to ``x`` of :func:`bias_act`, from the gradient ``grad`` [..., width] of its result."""
     check_derivatives("bias_act_backward", differentiable=False, grad=grad, x=x, bias=bias)
     quick = _check(x, bias, activation)
-    load.ensure()
+    load.ensure(x.device)
     return torch.ops.tpt_fast.bias_act_backward(grad, x, bias, quick)
 
 

@@ -90,5 +90,5 @@ def objective(logits: Tensor, n_selected: int, selected: Tensor | None = None) -
     expected = [*logits.shape[:-2], n_selected]
     if selected is not None and (list(selected.shape) != expected or selected.dtype != torch.int64):
         raise ValueError(f"selected: expected int64 {expected}, got {selected.dtype} {list(selected.shape)}")
-    load.ensure()
+    load.ensure(logits.device)
     return Objective(*torch.ops.tpt_fast.objective(logits, n_selected, selected))

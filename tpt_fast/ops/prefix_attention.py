@@ -74,7 +74,7 @@ def prefix_attention(q: Tensor, kv: Tensor, offsets: Tensor, prefix: int, heads:
     """
     check_derivatives("prefix_attention", differentiable=True, q=q, kv=kv)
     _check(q, kv, offsets, prefix, heads)
-    load.ensure()
+    load.ensure(kv.device)
     return torch.ops.tpt_fast.prefix_attention(q, kv, offsets, prefix, heads)
 
 
@@ -91,7 +91,7 @@ def prefix_attention_backward(
     for name, t, like in (("grad", grad, q), ("grad_q", grad_q, q), ("grad_kv", grad_kv, kv)):
         if t.shape != like.shape or t.dtype != like.dtype:
             raise ValueError(f"{name}: expected {like.dtype} {list(like.shape)}, got {t.dtype} {list(t.shape)}")
-    load.ensure()
+    load.ensure(kv.device)
     torch.ops.tpt_fast.prefix_attention_backward(grad, q, kv, offsets, prefix, heads, grad_q, grad_kv)
 
 

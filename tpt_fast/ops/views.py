@@ -83,5 +83,5 @@ def views(
             f"specs: expected image, specs and table on one device, got {image.device}, {specs.device} "
             f"and {table.device}"
         )
-    load.ensure()
+    load.ensure(image.device)
     return torch.ops.tpt_fast.views(image, specs, table, size, vertical_first_when_taller, patch)
