@@ -15,7 +15,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
 from tpt_fast import _machine
-from tpt_fast._files import written_aside
 from tpt_fast.bench import agreement, case, measure, peak, picture, rates, rows, turns
 from tpt_fast.cli import _shared, app
 
@@ -202,36 +201,6 @@ def test_an_interrupted_run_loses_nothing(monkeypatch, tmp_path, known_rate):
     assert named(rows.read(file)) == [("3 classes, a photograph", name) for name in ("tpt_fast", "published")]
     assert f"interrupted after 2 rows, which are in {file}" in result.stderr
     assert "a photograph" in result.stdout
-
-
-def test_a_file_is_written_whole_or_not_at_all(tmp_path):
-    file = tmp_path / "rows.jsonl"
-    file.write_text("{}\n")
-
-    def interrupted():
-        with written_aside(file) as aside:
-            aside.write_text("half")
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    assert file.read_text() == "{}\n"
-    assert os.listdir(tmp_path) == [file.name]
-
-
-def test_a_link_stays_a_link(tmp_path):
-    link = tmp_path / "link.jsonl"
-    link.symlink_to("rows")
-    rows.write(link, [{"case": "one"}])
-    assert link.is_symlink()
-    assert rows.read(tmp_path / "rows") == [{"case": "one"}]
-
-
-def test_what_is_no_regular_file_stays(tmp_path):
-    os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(OSError, match="not a regular file"), written_aside(tmp_path / "pipe") as aside:
-        aside.touch()
-    assert (tmp_path / "pipe").is_fifo()
 
 
 def test_a_closed_pipe_is_no_full_disk(monkeypatch, known_rate):
