@@ -181,7 +181,7 @@ def test_rows_replace_those_of_the_same_case_alone(tmp_path, known_rate):
     found = records(tiny("--rows", file, "--skip-published", "--json"))
     assert rows.read(file) == [*others, *found]
     assert named(found) == named([first, second])
-    assert os.listdir(file.parent) == [file.name]
+    assert sorted(os.listdir(file.parent)) == [".rows.jsonl.lock", file.name]
 
 
 def test_an_interrupted_run_loses_nothing(monkeypatch, tmp_path, known_rate):

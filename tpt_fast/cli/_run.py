@@ -91,6 +91,7 @@ def run(
     pictures: dict[Path, Path] | None = None,
     base: Path | None = None,
     results_file: ResultsFile | None = None,
+    summarise: bool = True,
 ) -> Summary:
     """Tune for each file and show the rows: a table at the end, or a JSON line each at once.
 
@@ -98,6 +99,7 @@ def run(
         pictures: where to save the plot of which files.
         base: folder that the files' names are shown relative to.
         results_file: has each row as soon as it is there, in place of the table; files that it has are skipped.
+        summarise: say at the end what all came to.
 
     Returns:
         What all came to, the rows that the file had before included.
@@ -140,7 +142,7 @@ def run(
             _shared.print_table(_table(rows))
             failures = [Text(f"{shown(row['file'])}: {shown(row['error'])}", "red") for row in rows if "error" in row]
             _shared.print_lines(*failures)
-        if len(files) > 1 or results_file is not None:
+        if summarise and (len(files) > 1 or results_file is not None):
             summary.show(_shared.err if as_json else _shared.out)
     return summary
 

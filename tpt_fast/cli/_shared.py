@@ -198,7 +198,7 @@ def print_table(table: Table, console: Console = out) -> None:
         if folds:
             console.print(table)
         else:
-            Console(file=console.file, width=natural).print(table, soft_wrap=False)
+            Console(file=console.file, width=natural, height=console.height).print(table)  # both, or a dumb one has 80
 
 
 def print_lines(*lines: Text) -> None:

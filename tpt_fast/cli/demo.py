@@ -35,7 +35,7 @@ def demo(
         _shared.kernels()
         tuner = Tuner(loaded.model, loaded.classnames, tokenizer=loaded.tokenizer)
         files = [PHOTO_FOLDER / name for name in PHOTOS]
-        if run(tuner, files, as_json=as_json, base=PHOTO_FOLDER).failed:
+        if run(tuner, files, as_json=as_json, base=PHOTO_FOLDER, summarise=False).failed:
             _shared.stop("the photographs of this installation cannot be read")
         if find_spec("matplotlib") is None:
             _shared.remark("for a picture of what tuning did: pip install 'tpt_fast[plot]'")
