@@ -19,7 +19,7 @@ class _Commands(TyperGroup):
             return super().invoke(ctx)
         except Exception as error:
             if hasattr(error, "format_message"):  # bad usage, which may name a file
-                error.message = _shared.shown_lines(error.message)
+                error.message = _shared.shown_lines(error.message)  # type: ignore[attr-defined]
             raise
 
 
@@ -64,7 +64,7 @@ def main() -> None:
         if signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, _end)  # what is done until then is shown
     if sys.stdout is not None:  # file names need not be text, nor an encoding have every letter
-        sys.stdout.reconfigure(errors="backslashreplace")
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         app()
     except OSError as error:  # a full disk under stdout

@@ -19,11 +19,11 @@ RANDOM = "none"  #: weights, by saying so
 
 
 class Loaded(NamedTuple):
-    """``classnames``: those the model was made for, where that is known."""
+    """``classnames``: those that the model was made for, where that is known."""
 
     model: nn.Module
     tokenizer: Callable
-    classnames: tuple[str, ...] | None
+    classnames: tuple[str, ...] = ()
 
 
 def load_demo(device: str | None = "cpu") -> Loaded:
@@ -66,7 +66,7 @@ def load_model(name: str, pretrained: str | None, device: str | None) -> Loaded:
             tokenizer = open_clip.get_tokenizer(name)
     except Exception as error:  # a download, a file, a Hugging Face library that is missing: open_clip raises anything
         stop(f"{name} with weights {pretrained} cannot be loaded: {error}")
-    return Loaded(model.eval(), tokenizer, None)
+    return Loaded(model.eval(), tokenizer)
 
 
 def _random(name: str, place: torch.device) -> Loaded:
@@ -78,7 +78,7 @@ def _random(name: str, place: torch.device) -> Loaded:
             random = RandomModel.of(name, place)
     except Exception as error:  # open_clip raises anything
         stop(f"{name} cannot be made: {error}")
-    return Loaded(random.model, random.tokenizer, None)
+    return Loaded(random.model, random.tokenizer)
 
 
 def place_of(device: str | None) -> torch.device:

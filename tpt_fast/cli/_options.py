@@ -69,7 +69,8 @@ class FieldOptions:
         # Options of a panel stand together in the help: the model's, the tuning's, the output's.
         last = [each for each in own if _panel_of(each) not in (None, *self._panels.values(), self._panel)]
         parameters = [each for each in own if each not in last] + ours + last
-        called.__signature__ = inspect.Signature([each.replace(kind=each.KEYWORD_ONLY) for each in parameters])
+        signature = inspect.Signature([each.replace(kind=each.KEYWORD_ONLY) for each in parameters])
+        called.__signature__ = signature  # type: ignore[attr-defined]
         called.__annotations__ = {each.name: each.annotation for each in parameters}
         return called
 

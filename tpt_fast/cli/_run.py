@@ -111,8 +111,8 @@ def run(
     names = {_plain(name): name for name in tuner.classnames}
     try:
         with _warnings_as_remarks(), _shared.progress_bar() as bar:
-            results = closing(tuner.map(files, keep_views=bool(pictures)))
-            with results as stream:
+            stream: Any = tuner.map(files, keep_views=bool(pictures))
+            with closing(stream):
                 for file, result in bar.track(zip(files, stream, strict=True), len(files), description="tuning"):
                     row = _row(str(file.relative_to(base) if base else file), result, top)
                     row["target"] = names.get(_plain(file.parent.name))

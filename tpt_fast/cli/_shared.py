@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -142,7 +142,7 @@ def kernels() -> Backend:
 def compiling() -> Iterator[Any]:
     """A callback for :func:`tpt_fast.load.ensure` that draws a bar once there is something to compile."""
     with progress_bar() as bar:
-        tasks = []
+        tasks: list[TaskID] = []
 
         def advance(done: int, total: int) -> None:
             tasks[:] = tasks or [bar.add_task("compiling the kernels, once", total=total)]

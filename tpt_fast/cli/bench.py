@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -119,7 +119,7 @@ def measure(options: Options, place: torch.device, as_json: bool, file: Path | N
 
     _shared.kernels()
     full_float32()
-    times = {"repeats": options.repeats, "seconds": options.seconds}
+    times: dict[str, Any] = {"repeats": options.repeats, "seconds": options.seconds}
     parts = [*STARTS, *MODES] if options.images else STARTS
     total = len(options.models) * len(options.classes) * len(parts)
     rows: list[Row] = []

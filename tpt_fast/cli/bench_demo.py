@@ -64,8 +64,8 @@ def _compare(repeats: int, as_json: bool) -> None:
         for what, (ours, peer) in bar.track(comparisons.items(), len(comparisons), description="timing"):
             runs = {"ms": ours, "peer_ms": peer}
             take_turns(runs, 1)  # warms up
-            row = {name: 1e3 * statistics.median(taken) for name, taken in take_turns(runs, repeats).items()}
-            row = {"what": what, **row, "ratio": row["peer_ms"] / row["ms"], "repeats": repeats}
+            times = {name: 1e3 * statistics.median(taken) for name, taken in take_turns(runs, repeats).items()}
+            row = {"what": what, **times, "ratio": times["peer_ms"] / times["ms"], "repeats": repeats}
             rows.append({**row, "backend": backend.name, "threads": torch.get_num_threads()})
             if as_json:
                 _shared.json_line(rows[-1])

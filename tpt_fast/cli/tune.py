@@ -122,7 +122,7 @@ def tune(
         from ._run import run
 
         loaded = _models.load_demo(device) if model is None else _models.load_model(model, pretrained, device)
-        names = names or list(loaded.classnames or ())
+        names = names or list(loaded.classnames)
         _shared.kernels()
         tuner = _tuner(loaded, names, config)
         if plot_dir is not None:  # bad usage, which ends above, leaves no folder behind
@@ -133,8 +133,7 @@ def tune(
             results_file = _results_file(out, resume, tuner, {"model": model, "top": top, **_weights(pretrained)})
         if config.strict_official:
             torch.manual_seed(config.seed)  # the published code draws from the global generator
-        shown = {"as_json": as_json, "top": top, "pictures": pictures, "results_file": results_file}
-        summary = run(tuner, files, **shown)
+        summary = run(tuner, files, as_json=as_json, top=top, pictures=pictures, results_file=results_file)
     if summary.failed:
         _shared.remark(f"{summary.failed} of {summary.done} images failed")
     if summary.failed or unreadable:
@@ -190,8 +189,8 @@ def _results_file(out: Path, resume: bool, tuner: Tuner, made_with: dict[str, An
         message = f"an answer of method {tuner.method.name!r} depends on the images before it, which would be skipped"
         raise typer.BadParameter(message, param_hint="--resume")
     options = {_FIELDS.option(name): value for name, value in vars(tuner.config).items()}
-    ctx = tuner.config.ctx
-    options["--ctx"] = None if ctx is None else hashlib.sha256(ctx.contiguous().numpy().tobytes()).hexdigest()
+    if (ctx := options["--ctx"]) is not None:
+        options["--ctx"] = hashlib.sha256(ctx.contiguous().numpy().tobytes()).hexdigest()
     return ResultsFile(out, {"classes": list(tuner.classnames), **made_with, **options}, resume)
 
 

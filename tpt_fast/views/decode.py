@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, TypeAlias
+from typing import TYPE_CHECKING, BinaryIO, TypeAlias, cast
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
@@ -28,8 +28,8 @@ UNREADABLE = (TypeError, ValueError, OSError)  #: what :func:`load_image` says o
 
 #: The formats that photographs come in, by Pillow's names, and no others: what looks like one may be EPS, which Pillow
 #: hands to Ghostscript, a program of its own language. HEIF and JXL where a plugin has registered them.
-FORMATS = ("AVIF", "BMP", "DIB", "GIF", "HEIF", "ICO", "JPEG", "JPEG2000", "JXL", "MPO", "PNG", "PPM", "QOI", "TIFF")
-FORMATS += ("WEBP", "TGA")  # TGA last, for a file does not begin by saying that it is one
+FORMATS: tuple[str, ...] = ("AVIF", "BMP", "DIB", "GIF", "HEIF", "ICO", "JPEG", "JPEG2000", "JXL", "MPO", "PNG", "PPM")
+FORMATS += ("QOI", "TIFF", "WEBP", "TGA")  # TGA last, for a file does not begin by saying that it is one
 _JPEG = b"\xff\xd8\xff"  # how every JPEG file begins
 
 
@@ -80,7 +80,7 @@ def load_image(image: ImageLike, decoder: str = "pillow", device: torch.device |
     if isinstance(image, Tensor):
         return _from_tensor(image.detach(), "the tensor")
     if hasattr(image, "convert") and hasattr(image, "size"):  # a PIL image; Pillow itself is not imported for others
-        return _from_pil(image, "the PIL image")
+        return _from_pil(cast("Image", image), "the PIL image")
     if hasattr(image, "read"):
         content, name = image.read(), str(getattr(image, "name", "the file object"))
         if not isinstance(content, bytes):
