@@ -112,7 +112,7 @@ def test_any_error_of_an_image_is_its_row(tmp_path, monkeypatch, error):
     monkeypatch.setattr(tuner, "draw_boxes", first_fails)
     failed = [row for row in rows(run("tune", tmp_path, "--json", *FEW, code=1)) if "error" in row]
     assert len(failed) == 1
-    assert f"image: {failed[0]['file']} cannot be made into views: {type(error).__name__}" in failed[0]["error"]
+    assert f"image: {failed[0]['file']} cannot be classified: {type(error).__name__}" in failed[0]["error"]
 
 
 # --- errors of an option name it

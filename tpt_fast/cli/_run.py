@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +15,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from ..extension.toolkit import BuildError
 from . import _shared
 from ._shared import shown
 
@@ -35,6 +36,7 @@ class Summary:
     done: int = 0
     failed: int = 0
     seconds: float = 0.0
+    timed: int = 0  #: how many of them were done in these seconds
     judged: Counter[tuple[str, str]] = field(default_factory=Counter)  #: (what it is, what it was taken for)
     zero_shot_right: int = 0
 
@@ -51,7 +53,7 @@ class Summary:
         return sum(count for (target, label), count in self.judged.items() if _plain(target) == _plain(label))
 
     def show(self, console: Any) -> None:
-        rate = f", {self.seconds / self.done:.3g} s each" if self.done and self.seconds else ""
+        rate = f", {self.seconds / self.timed:.3g} s each" if self.timed else ""
         fate = f"{self.failed} failed" if self.failed else "none failed"
         _shared.remark(f"{_count(self.done, 'image')}: {fate}; {_shared.clock(self.seconds)}{rate}")
         known = self.judged.total()
@@ -110,29 +112,28 @@ def run(
     begin, before = time.monotonic(), summary.done
     names = {_plain(name): name for name in tuner.classnames}
     try:
-        with _warnings_as_remarks(), _shared.progress_bar() as bar:
-            stream: Any = tuner.map(files, keep_views=bool(pictures))
-            with closing(stream):
-                for file, result in bar.track(zip(files, stream, strict=True), len(files), description="tuning"):
-                    row = _row(str(file.relative_to(base) if base else file), result, top)
-                    row["target"] = names.get(_plain(file.parent.name))
-                    if file in pictures and result.error is None:
-                        try:
-                            result.plot(pictures[file])
-                        except OSError as error:
-                            row["error"] = f"{pictures[file]} cannot be written: {error.strerror or error}"
-                    if results_file is not None:
-                        _keep(row, results_file)
-                    elif not as_json:
-                        rows.append(row)
-                    summary.add(row)
-                    if as_json:
-                        _shared.json_line(row)
-                    if summary.done == before + 1:
-                        _estimate(time.monotonic() - begin, len(files))
+        streamed = closing(_results(tuner, files, bool(pictures)))
+        with _warnings_as_remarks(), _shared.progress_bar() as bar, streamed as results:
+            for file, result in bar.track(results, len(files), description="tuning"):
+                row = _row(str(file.relative_to(base) if base else file), result, top)
+                row["target"] = names.get(_plain(file.parent.name))
+                if file in pictures and result.error is None:
+                    try:
+                        result.plot(pictures[file])
+                    except OSError as error:
+                        row["error"] = f"{pictures[file]} cannot be written: {error.strerror or error}"
+                if results_file is not None:
+                    _keep(row, results_file)
+                elif not as_json:
+                    rows.append(row)
+                summary.add(row)
+                if as_json:
+                    _shared.json_line(row)
+                if summary.done == before + 1:
+                    _estimate(time.monotonic() - begin, len(files))
     finally:  # an interrupted run shows what it has
         summary.seconds = time.monotonic() - begin
-        done = summary.done - before
+        done = summary.timed = summary.done - before
         if done < len(files):
             kept = f"; their rows are in {results_file.path}: --resume goes on" if results_file is not None else ""
             _shared.complain(f"stopped after {done} of {_count(len(files), 'image')}{kept}")
@@ -145,6 +146,22 @@ def run(
         if summarise and (len(files) > 1 or results_file is not None):
             summary.show(_shared.err if as_json else _shared.out)
     return summary
+
+
+def _results(tuner: Tuner, files: Sequence[Path], keep_views: bool) -> Generator[tuple[Path, TuneResult], None, None]:
+    """One for each file: whatever is raised, but for problems of the machine, is of the image whose turn it is."""
+    left = deque(files)
+    while left:
+        try:
+            with closing(tuner.map(left.copy(), keep_views=keep_views)) as stream:
+                for result in stream:
+                    yield left.popleft(), result
+        except (ImportError, BuildError):
+            raise
+        except Exception as error:  # no memory for it, for one
+            file = left.popleft()
+            reason = f"image: {file} cannot be classified: {type(error).__name__} {error}"
+            yield file, tuner.failed(ValueError(reason.partition("\n")[0]))
 
 
 def _without_done(files: Sequence[Path], results_file: ResultsFile, summary: Summary) -> list[Path]:

@@ -141,24 +141,13 @@ def tune(
 
 
 def _tuner(loaded: _models.Loaded, names: list[str], config: TuneConfig) -> Tuner:
-    """A Tuner for which every error of an image is that image's alone, and every error of an option names it."""
+    """A Tuner; every error of an option names it."""
     import torch
 
     from .._machine import free_bytes
     from ..clip import Clip
-    from ..extension.toolkit import BuildError
     from ..prompting.coop import load_ctx
-    from ..stream import Prepared
     from ..tuner import Tuner
-
-    class Patient(Tuner):
-        def prepare(self, image: Any, boxes: torch.Tensor | None = None) -> Prepared:
-            try:
-                return super().prepare(image, boxes)
-            except (OSError, TypeError, ValueError, ImportError, BuildError):
-                raise
-            except Exception as error:  # no memory for it, for one
-                raise ValueError(f"image: {image} cannot be made into views: {type(error).__name__} {error}") from error
 
     with _shared.waiting("encoding the class names"):
         with _shared.usage(_FIELDS.option_in):
@@ -173,7 +162,7 @@ def _tuner(loaded: _models.Loaded, names: list[str], config: TuneConfig) -> Tune
             with _shared.usage("--ctx", anything=True):
                 config = replace(config, ctx=load_ctx(config.ctx, clip.text.width))
         with _shared.usage(_FIELDS.option_in):
-            tuner = Patient(clip, names, config)
+            tuner = Tuner(clip, names, config)
         one = tuner.prepare(torch.zeros(8, 8, 3, dtype=torch.uint8), torch.tensor([[0, 0, 8, 8, 0]])).views[0].nbytes
     needed, free = 4 * config.n_views * one, free_bytes(tuner.device)  # a stream has up to four images' under way
     if needed > free:
