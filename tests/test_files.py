@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tpt_fast._files import atomic_write, check_writable
+from tpt_fast._files import atomic_write, check_writable, locked
 from tpt_fast.bench import rows
 
 
@@ -100,6 +100,14 @@ def test_a_folder_that_cannot_be_read_can_be_written(tmp_path, ordinary_user):
     finally:
         folder.chmod(0o700)
     assert (folder / "file").read_text() == "text"
+
+
+def test_a_lock_that_cannot_be_made_is_an_error_at_once(tmp_path):
+    (tmp_path / ".b.lock").symlink_to(tmp_path / "victim")
+    for file in (tmp_path / "absent" / "a", tmp_path / "b"):
+        with pytest.raises(OSError), locked(file):
+            pass
+    assert not (tmp_path / "victim").exists()
 
 
 def test_writers_of_one_file_lose_no_rows(tmp_path):

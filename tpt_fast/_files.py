@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import secrets
 import shutil
@@ -39,13 +40,19 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
 def locked(path: str | os.PathLike) -> Iterator[None]:
     """Alone among those who ask for the same ``path``: for reading it, changing it and writing it again.
 
-    The lock is the file ``.NAME.lock`` beside it, which stays.
-    """
-    from filelock import FileLock
+    The lock is the file ``.NAME.lock`` beside it, which stays. Not filelock's, which waits for ever in a folder
+    where nothing can be made.
 
+    Raises:
+        OSError: the lock cannot be made there.
+    """
     target = _target(path)
-    with FileLock(target.with_name(f".{target.name}.lock")):
+    lock = os.open(target.with_name(f".{target.name}.lock"), os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o666)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(lock)
 
 
 def check_writable(path: str | os.PathLike) -> None:
