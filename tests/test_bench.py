@@ -15,7 +15,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
 from tpt_fast import _machine
-from tpt_fast._files import written_aside
 from tpt_fast.bench import agreement, case, measure, peak, picture, rates, rows, turns
 from tpt_fast.cli import _shared, app
 
@@ -182,7 +181,7 @@ def test_rows_replace_those_of_the_same_case_alone(tmp_path, known_rate):
     found = records(tiny("--rows", file, "--skip-published", "--json"))
     assert rows.read(file) == [*others, *found]
     assert named(found) == named([first, second])
-    assert os.listdir(file.parent) == [file.name]
+    assert sorted(os.listdir(file.parent)) == [".rows.jsonl.lock", file.name]
 
 
 def test_an_interrupted_run_loses_nothing(monkeypatch, tmp_path, known_rate):
@@ -204,36 +203,6 @@ def test_an_interrupted_run_loses_nothing(monkeypatch, tmp_path, known_rate):
     assert "a photograph" in result.stdout
 
 
-def test_a_file_is_written_whole_or_not_at_all(tmp_path):
-    file = tmp_path / "rows.jsonl"
-    file.write_text("{}\n")
-
-    def interrupted():
-        with written_aside(file) as aside:
-            aside.write_text("half")
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    assert file.read_text() == "{}\n"
-    assert os.listdir(tmp_path) == [file.name]
-
-
-def test_a_link_stays_a_link(tmp_path):
-    link = tmp_path / "link.jsonl"
-    link.symlink_to("rows")
-    rows.write(link, [{"case": "one"}])
-    assert link.is_symlink()
-    assert rows.read(tmp_path / "rows") == [{"case": "one"}]
-
-
-def test_what_is_no_regular_file_stays(tmp_path):
-    os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(OSError, match="not a regular file"), written_aside(tmp_path / "pipe") as aside:
-        aside.touch()
-    assert (tmp_path / "pipe").is_fifo()
-
-
 def test_a_closed_pipe_is_no_full_disk(monkeypatch, known_rate):
     def closed(_record):
         raise BrokenPipeError(errno.EPIPE, "Broken pipe")
@@ -253,14 +222,7 @@ def test_the_commit_is_the_checkouts_or_none(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--classes", 10], "--classes: it goes with --model NAME"),
-        (["--device", "cpu"], "--device: it goes with --model NAME"),
-        (["--precision", "fp16"], "--precision: it goes with --model NAME"),
-        (["--seconds", 0], "--seconds: it goes with --model NAME"),
-        (["--images", 0], "--images: it goes with --model NAME"),
-        (["--skip-published"], "--skip-published: it goes with --model NAME"),
-        (["--rows", "rows.jsonl"], "--rows: it goes with --model NAME"),
-        (["--plot", "a.png"], "--plot: it goes with --model NAME"),
+        (["--classes", 10], "Missing option '--model'"),
         (["--model", "ViT-B-23"], "--model: open_clip has no model 'ViT-B-23'; did you mean"),
         (["--model", NAME, "--classes", 1], "Invalid value for '--classes'"),
         (["--model", NAME, "--classes", 1001], "Invalid value for '--classes'"),

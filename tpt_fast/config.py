@@ -7,12 +7,13 @@ import os
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from torch import Tensor
-
 from ._checks import MAX_SEED, check_bool, check_choice, check_integer, check_number
 from ._fields import described, document
-from .methods import METHODS, Method, make_method, n_selected
-from .views.decode import DECODERS
+
+if TYPE_CHECKING:  # the command line's help is made of the fields below, and comes without torch
+    from torch import Tensor
+
+    from .methods import Method
 
 PRECISIONS = ("fp32", "fp16", "bf16")
 ENGINES = ("auto", "packed", "module")  # of the text tower
@@ -101,6 +102,10 @@ class TuneConfig:
             return super().__new__(cls)
 
     def __post_init__(self) -> None:
+        from torch import Tensor
+
+        from .views.decode import DECODERS
+
         check_integer("n_views", self.n_views, 2)
         check_number("rho", self.rho, "a number in (0, 1]", lambda v: 0 < v <= 1)
         check_integer("steps", self.steps, 0)
@@ -126,6 +131,8 @@ class TuneConfig:
 
     def _settle_method(self) -> None:
         """``method`` and its old name say the same."""
+        from .methods import METHODS, Method
+
         if not isinstance(self.method, Method):
             if not isinstance(self.method, str):
                 raise TypeError(
@@ -145,6 +152,8 @@ class TuneConfig:
         Args:
             arguments: further ones of the method's own.
         """
+        from .methods import Method, make_method
+
         if isinstance(self.method, Method):
             return self.method
         given = {name: getattr(self, name) for name in ("rho", "steps", "lr", "weight_decay")}
@@ -161,6 +170,8 @@ class TuneConfig:
         Raises:
             ValueError: none, and ``strict_official`` (the published code fails there too).
         """
+        from .methods import n_selected
+
         return n_selected(n_views, self.rho, strict=self.strict_official)
 
 
