@@ -9,6 +9,8 @@ import torch
 from tpt_fast.ops.adamw_step import AdamWState, adamw_step
 from tpt_fast.reference.adamw_step import adamw_step_or_skip as reference
 
+pytestmark = pytest.mark.numerics
+
 DTYPES = [torch.float32, torch.float64]
 SETTINGS = [{}, {"lr": 0.1, "betas": (0.5, 0.9), "eps": 1e-3, "weight_decay": 0.3}, {"weight_decay": 0.0, "lr": 1.0}]
 
@@ -134,6 +136,7 @@ def test_non_contiguous_and_empty():
     assert [list(t.shape) for t in adamw_step(none, none)] == [[0, 4, 8]] * 3 + [[0]]
 
 
+@pytest.mark.host
 def test_opcheck():
     op, context = torch.ops.tpt_fast.adamw_step.default, draw(2, torch.float32)
     numbers = 5e-3, 0.9, 0.999, 1e-8, 0.01, True
@@ -142,6 +145,7 @@ def test_opcheck():
     torch.library.opcheck(op, (context, context + 1, *state, *numbers))
 
 
+@pytest.mark.host
 def test_messages():
     context = draw(2, torch.float32)
     step = torch.tensor([1, 1])

@@ -7,6 +7,8 @@ import torch
 from tpt_fast.ops.add_layer_norm import add_layer_norm, add_layer_norm_backward
 from tpt_fast.reference import add_layer_norm as reference
 
+pytestmark = pytest.mark.numerics
+
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
 
@@ -103,6 +105,7 @@ def test_non_contiguous_and_repeatable():
         assert torch.equal(one, two)
 
 
+@pytest.mark.host
 def test_gradcheck():
     x, delta, delta_bias, weight, bias = (t.requires_grad_() for t in inputs((3, 7), torch.float64))
 
@@ -113,6 +116,7 @@ def test_gradcheck():
     assert torch.autograd.gradcheck(lambda x: add_layer_norm(x, None, weight, bias).normed, (x,))
 
 
+@pytest.mark.host
 @pytest.mark.parametrize("with_delta", [True, False])
 def test_opcheck(with_delta):
     x, delta, delta_bias, weight, bias = inputs((3, 8), torch.float32)
@@ -123,6 +127,7 @@ def test_opcheck(with_delta):
     torch.library.opcheck(torch.ops.tpt_fast.add_layer_norm_backward.default, args)
 
 
+@pytest.mark.host
 def test_messages():
     x, delta, delta_bias, weight, bias = inputs((3, 8), torch.float32)
     with pytest.raises(ValueError, match=r"delta: expected \[3, 8\], got \[2, 8\]"):

@@ -3,7 +3,7 @@
 import math
 
 import bounds
-import open_clip
+import models
 import pytest
 import torch
 from PIL import Image
@@ -11,19 +11,14 @@ from PIL import Image
 from tpt_fast import TuneConfig, Tuner
 from tpt_fast.demo import PHOTO_FOLDER
 
+pytestmark = pytest.mark.numerics
+
 NAMES = ["cat", "dog", "sports car", "goldfish", "dog"]
 
 
 @pytest.fixture(scope="module")
 def model():
-    torch.manual_seed(1)
-    vision = {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8, "head_width": 32}
-    text = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2}
-    model = open_clip.model.CLIP(32, vision, text)
-    for p in model.parameters():
-        if p.dim() > 1:
-            torch.nn.init.normal_(p, std=0.15)
-    return model
+    return models.clip(std=0.15)
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +59,14 @@ def test_equals_one_at_a_time(model, images, allowed, steps, options):
     assert not torch.equal(many[0].logits, many[1].logits)
     if steps:
         assert not torch.equal(many[0].ctx, many[1].ctx)
+
+
+@pytest.mark.parametrize("engine", ["auto", "module"])
+def test_an_answer_on_several_threads_is_the_same_but_for_rounding(model, images, allowed, threads, engine):
+    alone = tuner(model, engine=engine)(images[0])
+    for n in (2, 3):
+        threads(n)
+        agree(tuner(model, engine=engine)(images[0]), alone, allowed, 1)
 
 
 def test_images_that_do_not_fit_together_are_tuned_in_parts(model, images, allowed, monkeypatch):

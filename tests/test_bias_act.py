@@ -7,6 +7,8 @@ import torch
 from tpt_fast.ops.bias_act import bias_act, bias_act_, bias_act_backward
 from tpt_fast.reference import bias_act as reference
 
+pytestmark = pytest.mark.numerics
+
 ACTIVATIONS = ("gelu", "quick_gelu")
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
@@ -40,6 +42,7 @@ def test_equals_the_reference(shape, dtype, activation, with_bias):
     bounds.assert_rounded(got, slope, bounds.activation_slope(biased, grad.double(), dtype))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_absolute_error_in_float32(activation):
     """The approximation of erf is good to rounding, which grows only with the value itself."""
@@ -48,6 +51,7 @@ def test_absolute_error_in_float32(activation):
     bounds.assert_within(bias_act(x, None, activation), truth, bounds.activation(x.double(), x.dtype))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_extremes(activation):
     x = torch.tensor([0.0, 1e4, -1e4, torch.inf, torch.nan, 3e38, -3e38])
@@ -88,6 +92,7 @@ def test_non_contiguous_and_repeatable():
     assert torch.equal(bias_act(x, bias), bias_act(x, bias))
 
 
+@pytest.mark.host
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_gradcheck(activation):
     x, bias = inputs((4, 6), torch.float64)
@@ -96,6 +101,7 @@ def test_gradcheck(activation):
     assert torch.autograd.gradcheck(lambda x: bias_act(x, None, activation), (x,))
 
 
+@pytest.mark.host
 @pytest.mark.parametrize("quick", [True, False])
 def test_opcheck(quick):
     x, bias = inputs((4, 6), torch.float32)
@@ -104,6 +110,7 @@ def test_opcheck(quick):
     torch.library.opcheck(torch.ops.tpt_fast.bias_act_backward.default, (torch.ones(4, 6), x.detach(), None, quick))
 
 
+@pytest.mark.host
 def test_messages():
     x = torch.zeros(2, 3)
     with pytest.raises(ValueError, match="activation: expected one of gelu, quick_gelu, got 'relu'"):

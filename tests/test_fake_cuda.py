@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import models
 import open_clip
 import pytest
 import torch
@@ -17,16 +18,11 @@ from tpt_fast.ops import prefix_attention
 from tpt_fast.text import packed
 
 NAMES = ["cat", "dog", "sports car", "dog"]
-TEXT = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2}
-TOWERS = {
-    "vit": {"image_size": 32, "layers": 2, "width": 64, "patch_size": 16, "head_width": 32},
-    "resnet": {"image_size": 64, "layers": (1, 1, 1, 1), "width": 32, "patch_size": None, "head_width": 64},
-}
+TOWERS = {"vit": {"patch_size": 16}, "resnet": models.RESNET}
 
 
 def tuner(tower="vit", names=NAMES, **options):
-    torch.manual_seed(0)
-    model = open_clip.model.CLIP(64, TOWERS[tower], TEXT).eval()
+    model = models.clip(seed=0, embed=64, vision=TOWERS[tower])
     return Tuner(model, names, TuneConfig(n_views=8, rho=0.3, **options))
 
 

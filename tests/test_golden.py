@@ -10,6 +10,8 @@ from golden import make
 
 from tpt_fast import TuneConfig, Tuner, make_views
 
+pytestmark = pytest.mark.numerics
+
 
 @pytest.fixture(scope="module")
 def model():

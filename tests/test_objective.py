@@ -9,6 +9,8 @@ import torch
 from tpt_fast.ops import objective
 from tpt_fast.reference.objective import objective as reference
 
+pytestmark = pytest.mark.numerics
+
 SHAPES = [(64, 1000, 6), (1, 1, 1), (2, 1, 1), (3, 7, 3), (10, 129, 1), (17, 128, 5), (64, 37, 6), (128, 2049, 12)]
 
 
@@ -102,24 +104,25 @@ def test_no_images():
     assert [list(t.shape) for t in got] == [[0, 4], [0, 2], [0], [0, 2, 3]]
 
 
-def test_same_bits_on_any_number_of_threads():
-    logits, threads = 5 * torch.randn(64, 1000), torch.get_num_threads()
+@pytest.mark.long
+@pytest.mark.host
+def test_same_bits_on_any_number_of_threads(threads):
+    logits = 5 * torch.randn(64, 1000)
     first = objective(logits, 6)
-    try:
-        for n in (1, 2, 3):
-            torch.set_num_threads(n)
-            for a, b in zip(objective(logits, 6), first):
-                assert torch.equal(a, b)
-    finally:
-        torch.set_num_threads(threads)
+    for n in (2, 3):
+        threads(n)
+        for a, b in zip(objective(logits, 6), first):
+            assert torch.equal(a, b)
 
 
+@pytest.mark.host
 def test_gradcheck():
     logits = torch.randn(2, 7, 5, dtype=torch.float64, requires_grad=True)
     torch.autograd.gradcheck(lambda x: objective(x, 3).loss, logits)
     torch.autograd.gradcheck(lambda x: objective(x, 3).entropy, logits)
 
 
+@pytest.mark.long
 def test_gradient_equals_autograd_of_the_published_formula():
     logits = (3 * torch.randn(20, 40, dtype=torch.float64)).requires_grad_()
     log_probs = logits.log_softmax(1)
@@ -131,12 +134,14 @@ def test_gradient_equals_autograd_of_the_published_formula():
     bounds.assert_within(found.grad, want[found.selected], 2 * allowed)
 
 
+@pytest.mark.host
 def test_opcheck():
     op = torch.ops.tpt_fast.objective.default
     torch.library.opcheck(op, (torch.randn(5, 9, requires_grad=True), 2))
     torch.library.opcheck(op, (torch.randn(2, 5, 9), 2, torch.tensor([[0, 1], [4, 2]])))
 
 
+@pytest.mark.host
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
@@ -157,6 +162,7 @@ def test_messages(arguments, error, message):
         objective(*arguments)
 
 
+@pytest.mark.host
 def test_the_kernel_refuses_an_index_that_is_no_view():
     with pytest.raises(RuntimeError, match="selected: expected 0 to 4, got 5"):
         objective(torch.randn(5, 3), 1, torch.tensor([5]))

@@ -15,6 +15,8 @@ from tpt_fast import TextEncoder, TuneConfig, Tuner, load_image, make_views
 from tpt_fast.reference.objective import objective
 from tpt_fast.views.make import CLIP_MEAN, CLIP_STD
 
+pytestmark = pytest.mark.numerics
+
 CASES = ["end1", "end3", "coop1", "middle1"]
 
 

@@ -3,6 +3,7 @@
 import math
 
 import bounds
+import models
 import open_clip
 import pytest
 import torch
@@ -11,19 +12,15 @@ from torch import nn
 from tpt_fast import TuneConfig, Tuner
 from tpt_fast.methods.published import context_in_place, marginal_entropy, tpt, view_entropies
 
+pytestmark = pytest.mark.numerics
+
 NAMES = ["cat", "dog", "great white shark", "sports car", "goldfish"]
 OPTIONS = {"n_views": 8, "rho": 0.5, "strict_official": True, "precision": "fp16"}
 
 
 @pytest.fixture(scope="module")
 def model():
-    torch.manual_seed(1)
-    vision = {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8, "head_width": 32}
-    text = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2}
-    model = open_clip.model.CLIP(32, vision, text).eval().requires_grad_(False)
-    for p in model.parameters():
-        if p.dim() > 1:
-            nn.init.normal_(p, std=0.15)
+    model = models.clip(std=0.15).requires_grad_(False)
     model.logit_scale.fill_(math.log(100))
     return model
 

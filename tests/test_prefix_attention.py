@@ -8,6 +8,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from tpt_fast.ops.prefix_attention import prefix_attention, prefix_attention_backward
 from tpt_fast.reference import prefix_attention as reference
 
+pytestmark = pytest.mark.numerics
+
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 # prefix, lengths of the suffixes, heads, head width
 CASES = [
@@ -102,6 +104,7 @@ def test_is_causal_attention_of_each_prompt(case):
         bounds.assert_within(out[:, prompt], truth, 2 * allowed)
 
 
+@pytest.mark.host
 def test_gradcheck():
     q, kv, *rest = inputs((2, [3, 1], 2, 3), torch.float64, batch=2)
     q, kv = q.clone().requires_grad_(), kv.clone().requires_grad_()
@@ -110,6 +113,7 @@ def test_gradcheck():
     assert torch.autograd.gradcheck(lambda q, kv: prefix_attention(q[:, last], kv, *rest), (q, kv))
 
 
+@pytest.mark.host
 def test_opcheck():
     q, kv, *rest = inputs((2, [3, 1], 2, 4), torch.float32)
     q, kv = q.clone().requires_grad_(), kv.clone().requires_grad_()
@@ -119,8 +123,10 @@ def test_opcheck():
     torch.library.opcheck(torch.ops.tpt_fast.prefix_attention_backward.default, args)
 
 
+@pytest.mark.long
+@pytest.mark.host
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_repeats_bit_for_bit_on_any_number_of_threads(dtype):
+def test_repeats_bit_for_bit_on_any_number_of_threads(dtype, threads):
     q, kv, *rest = inputs((5, [3, 4, 2] * 30, 2, 64), dtype)
 
     def run():
@@ -128,14 +134,11 @@ def test_repeats_bit_for_bit_on_any_number_of_threads(dtype):
         prefix_attention_backward(q, q, kv, *rest, *grads)
         return prefix_attention(q, kv, *rest), *grads
 
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        alone = run()
-    finally:
-        torch.set_num_threads(threads)
-    for one, two in zip(alone, run(), strict=True):
-        assert torch.equal(one, two)
+    alone = run()
+    for n in (1, 2, 3):
+        threads(n)
+        for one, two in zip(alone, run(), strict=True):
+            assert torch.equal(one, two)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
@@ -148,6 +151,7 @@ def test_large_scores_and_bad_rows(dtype):
     assert out[0, [0, 1, 2, 4, 5]].isfinite().all()
 
 
+@pytest.mark.host
 def test_messages():
     q, kv, offsets, prefix, heads = inputs(CASES[0], torch.float32)
     with pytest.raises(ValueError, match="heads: expected a divisor of the width 128, got 3"):
@@ -164,6 +168,7 @@ def test_messages():
         prefix_attention(q, kv, offsets.int(), prefix, heads)
 
 
+@pytest.mark.host
 def test_offsets_are_checked_by_the_kernel():
     from tpt_fast.extension import load
 

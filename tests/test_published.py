@@ -13,6 +13,8 @@ from tpt_fast.demo import CLASSNAMES, PHOTO_FOLDER, load
 from tpt_fast.methods.published import pil_views, tpt
 from tpt_fast.models.preprocessing import Preprocessing, preprocessing
 
+pytestmark = pytest.mark.numerics
+
 PHOTOS = ["cat.jpg", "rocket.jpg"]
 
 

@@ -4,6 +4,7 @@ import copy
 import threading
 
 import bounds
+import models
 import open_clip
 import pytest
 import torch
@@ -12,16 +13,16 @@ from torch.nn.functional import normalize
 
 from tpt_fast.text import TextEncoder
 
-VISION = {"image_size": 32, "layers": 1, "width": 32, "patch_size": 16, "head_width": 32}
+pytestmark = pytest.mark.numerics
+
 NAMES = ("tench", "great white shark", "dog", "dog", " ".join("abcdefghijklmnopqrstuvwxyzabcdefgh"))
 
 
 def make(custom=False, quick_gelu=False, seed=0, **text):
     """A small model, its weights spread so that classes differ and no branch of a block is negligible."""
-    torch.manual_seed(seed)
-    text = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 4, "layers": 2, **text}
-    build = open_clip.model.CustomTextCLIP if custom else open_clip.model.CLIP
-    model = build(24, VISION, text, quick_gelu=quick_gelu).eval()
+    vision = {"layers": 1, "width": 32, "patch_size": 16}
+    kind = "CustomTextCLIP" if custom else "CLIP"
+    model = models.clip(kind, seed, 24, vision=vision, text={"heads": 4, **text}, quick_gelu=quick_gelu)
     for name, p in model.named_parameters():
         if "visual" not in name:
             nn.init.normal_(p, std=0.3 if "embedding" in name else p.shape[-1] ** -0.5 if p.ndim > 1 else 0.2)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 
 import bounds
+import models
 import numpy as np
 import open_clip
 import pytest
@@ -25,17 +26,9 @@ from tpt_fast.text.classes import Classes
 NAMES = ["cat", "dog", "sports car", "goldfish"]
 FEW = {"n_views": 8, "rho": 0.25}
 
-VISION = {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8, "head_width": 32}
-TEXT = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2}
 
-
-def small_model(kind="CLIP", **changes):
-    torch.manual_seed(1)
-    model = getattr(open_clip.model, kind)(32, {**VISION, **changes}, TEXT)
-    for p in model.parameters():
-        if p.dim() > 1:
-            torch.nn.init.normal_(p, std=0.15)
-    return model
+def small_model(kind="CLIP", **vision):
+    return models.clip(kind, std=0.15, vision=vision)
 
 
 @pytest.fixture(scope="module")

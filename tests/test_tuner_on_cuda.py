@@ -5,6 +5,7 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import bounds
+import models
 import open_clip
 import pytest
 import torch
@@ -24,14 +25,8 @@ FIELDS = ("logits", "zero_shot_logits", "entropies", "selected", "ctx", "grad")
 
 
 def make():
-    torch.manual_seed(1)
     vision = {"image_size": 64, "layers": 3, "width": 128, "patch_size": 16, "head_width": 64}
-    text = {"context_length": 77, "vocab_size": 49408, "width": 128, "heads": 2, "layers": 3}
-    model = open_clip.model.CLIP(64, vision, text).eval()
-    for p in model.parameters():
-        if p.dim() > 1:
-            torch.nn.init.normal_(p, std=p.shape[-1] ** -0.5)
-    return model
+    return models.clip(embed=64, std=128**-0.5, vision=vision, text={"width": 128, "layers": 3})
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ import copy
 import threading
 
 import bounds
+import models
 import open_clip
 import pytest
 import torch
@@ -16,14 +17,14 @@ from tpt_fast.views.make import CLIP_MEAN, CLIP_STD, make_views
 from tpt_fast.vision import ImageEncoder
 from tpt_fast.vision.resnet import PooledQuery
 
-VISION = {"image_size": 32, "layers": 3, "width": 64, "patch_size": 8, "head_width": 32}
-RESNET = {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "head_width": 16, "patch_size": None}
-TEXT = {"context_length": 8, "vocab_size": 32, "width": 32, "heads": 2, "layers": 1}
+pytestmark = pytest.mark.numerics
+
+RESNET = {**models.RESNET, "width": 8, "head_width": 16}
+TEXT = {"context_length": 8, "vocab_size": 32, "width": 32, "layers": 1}
 
 
-def small(kind="CLIP", quick_gelu=False, vision=VISION, **changes):
-    torch.manual_seed(1)
-    model = getattr(open_clip.model, kind)(32, {**vision, **changes}, TEXT, quick_gelu=quick_gelu).eval()
+def small(kind="CLIP", quick_gelu=False, vision=models.VISION | {"layers": 3}, **changes):
+    model = models.clip(kind, vision={**vision, **changes}, text=TEXT, quick_gelu=quick_gelu)
     for name, p in model.visual.named_parameters():
         if p.dim() in (2, 3) or "class_embedding" in name:
             nn.init.normal_(p, std=0.2)
@@ -177,8 +178,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("reason", CHANGES)
 def test_changed_towers_run_their_own_code(reason):
-    text = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
-    model = open_clip.model.CLIP(32, VISION, text).eval()
+    model = models.clip(vision={"layers": 3}, text={"width": 32})
     CHANGES[reason](model.visual)
     CHANGES[reason](model)
     encoder, text = ImageEncoder(model, torch.float32), TextEncoder(model, ["cat", "sea lion"])
