@@ -27,6 +27,7 @@ def compiled():
     return cuda_sources.compile_all(CUDA.nvcc, [arch for arch in CHOSEN if arch in known])
 
 
+@pytest.mark.slow
 @needs_nvcc
 @pytest.mark.parametrize("arch", CHOSEN)
 def test_compiles_within_the_recorded_resources(compiled, arch):
@@ -100,6 +101,7 @@ print(len(ops), "ops; without CUDA:", without)
 """
 
 
+@pytest.mark.slow
 @needs_nvcc
 def test_builds_links_and_loads_with_cuda_torch(tmp_path, monkeypatch):
     """One architecture has to take under a minute on two idle cores, so two minutes of the compilers' own time."""

@@ -93,6 +93,7 @@ def test_what_surrounds_a_replay(mode, monkeypatch):
     assert count.ops == ["aten.copy_.default", "aten.clone.default", "aten._to_copy.default"]
 
 
+@pytest.mark.slow
 def test_a_thousand_classes_fit_in_three_gigabytes(mode):
     """But for what a kernel allocates inside, and for what the allocator does not use."""
     torch.manual_seed(0)

@@ -171,6 +171,7 @@ def test_steps_1_to_3(context, engine):
     assert error(ours, encoder.ctx_init) > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("context", ["end", "middle"])
 def test_half_precision_is_no_worse_than_the_module(dtype, context):
