@@ -181,7 +181,8 @@ def test_half_precision_is_no_worse_than_the_module(dtype, context):
         model = make(layers=3, seed=seed)
         for engine in errors:
             errors[engine] += compare(model, NAMES, dtype, engine, **CONTEXTS[context])
-    assert errors["packed"] < 1.2 * errors["module"]
+    # Sizes known from the features of eight models.
+    assert errors["packed"] < (1 + 8 / (2 * 8 * len(NAMES) * 24) ** 0.5) * errors["module"]
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "fp32"])

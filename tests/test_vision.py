@@ -215,7 +215,7 @@ def test_module_with_a_reason(name):
 @pytest.mark.parametrize("name", ["gelu", "quick gelu", "layer scale"])
 def test_half_types_are_no_further_than_the_module(name, dtype):
     got, module = distances_of_half_types(ALL[name](), dtype)
-    assert 0 < got < 1.02 * module
+    assert 0 < got < (1 + 8 / (2 * 16 * 32) ** 0.5) * module  # sizes known from 16 x 32 errors
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -228,7 +228,7 @@ def test_half_types_of_a_folded_resnet_are_no_further_than_the_module(dtype):
         both.append(distances_of_half_types(used(model), dtype))
     both = torch.tensor(both)
     assert (both > 0).all()
-    assert both[:, 0].mean() < 1.02 * both[:, 1].mean()
+    assert both[:, 0].mean() < (1 + 8 / (2 * 12 * 16 * 32) ** 0.5) * both[:, 1].mean()
 
 
 def distances_of_half_types(model, dtype):
