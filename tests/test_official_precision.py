@@ -91,7 +91,9 @@ def test_equals_the_published_loop_image_after_image(model, steps, scale, skippe
         for got, want in ((result.logits, logits), (result.zero_shot_logits, before)):
             # Both in fp16, and for prompts of other lengths in another order of sums.
             assert (got - want).abs().max() < 2 * allowed
-        assert ((result.ctx - ctx).abs() > 1e-3).float().mean() < 0.05  # AdamW's sign, where the gradient is rounding
+        # AdamW goes by the sign, which is rounding where the gradient is below some 5 % of its largest: of numbers from
+        # a normal distribution, whose largest of 256 are three standard deviations, 12 % are.
+        assert ((result.ctx - ctx).abs() > 1e-3).float().mean() < 0.2
     assert tuner.method.scaler.get_scale() == scaler.get_scale()
     if skipped:
         assert scaler.get_scale() < scale
