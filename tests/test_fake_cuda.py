@@ -114,7 +114,7 @@ def test_heads_that_the_kernels_do_not_take_are_refused_before_they_are_launched
         offsets = torch.tensor([2, 4, 6], device=DEVICE)
         with pytest.raises(ValueError, match="heads: expected heads of at most 128 on CUDA, got 2 of 129"):
             prefix_attention(q, kv, offsets, 2, 2)
-    model = open_clip.model.CLIP(64, TOWERS["vit"], TEXT).eval()
+    model = models.clip(embed=64, vision=TOWERS["vit"])
     weights = packed.read_text_tower(model, torch.float32)
     with mode:
         on_device = replace(weights, table=torch.empty(weights.table.shape, device=DEVICE))
