@@ -65,5 +65,8 @@ def test_the_script_makes_the_stored_answers(case, model, drawn):
     again = make.answer(case.name, model.double(), make.normalised(drawn["views"]))
     model.float()
     assert torch.equal(again.pop("selected"), case.selected)
-    for name, value in again.items():  # float64 has 29 bits more
-        bounds.assert_within(value, getattr(case, name), 2**-25 * case.allowed[name], name)
+    allowed = {name: 2**-25 * bound for name, bound in case.allowed.items()}  # float64 has 29 bits more
+    allowed["grad"] *= 4  # as in bounds.assert_same_answer
+    allowed["ctx"] = make.LR * allowed["grad"] / 1e-8  # a step is g / (|g| + 1e-8)
+    for name, value in again.items():
+        bounds.assert_within(value, getattr(case, name), allowed[name], name)
