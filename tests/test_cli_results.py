@@ -272,7 +272,8 @@ def test_escapes_and_markup_are_shown_and_not_obeyed(tmp_path):
     shown = run("tune", tmp_path, "--classes", f"cat{ESC}[2J,[red]dog", *FEW, code=1)
     bad = run("tune", tmp_path / "absent", "--model", f"ViT{ESC}[2J", "--classes", "a,b", code=2)
     unknown = run("tune", f"--{ESC}[2J", code=2)
-    for result in (shown, bad, unknown):
+    picture = run("tune", odd, "--plot", f"{ESC}[2J.txt", code=2)
+    for result in (shown, bad, unknown, picture):
         assert ESC not in result.output
         assert "\a" not in result.output
         assert "\u202e" not in result.output
