@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from ._checks import MAX_SEED, check_bool, check_choice, check_integer, check_number
 from ._fields import described, document
-from .methods import METHODS, Method, make_method, n_selected
+from .methods import METHODS, SHARED, Method, make_method, method_class, method_options, n_selected
 from .views.decode import DECODERS
 
 PRECISIONS = ("fp32", "fp16", "bf16")
@@ -61,8 +62,11 @@ class TuneConfig:
         "Seed of the views (the same for every image, so results do not depend on the order) and of a random context.",
         0,
     )
-    method: str | Method = described(
-        'What is done with the views: a name ("tpt", "official") or a tpt_fast.methods.Method of your own.', "tpt"
+    method: str | Method | Sequence[str | Method] | Mapping[str, Method] = described(
+        "What is done with the views: a name (`tpt-fast methods` shows them), a tpt_fast.methods.Method such as "
+        "tpt_fast.methods.Zero(gamma=0.1) or one of your own; or several of them, as a list, as names with commas "
+        '("tpt,zero") or by names of your own: the views are encoded once, and the first is the result.',
+        "tpt",
     )
     strict_official: bool = described(
         'The old name of method="official": follow the published code where the defaults are better. Views are '
@@ -97,8 +101,44 @@ class TuneConfig:
             for unknown in options.keys() - set(names):
                 close = difflib.get_close_matches(unknown, names, 1)
                 hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(names)}"
+                of = [each for each in METHODS if unknown in method_options(method_class(each))]
+                if of:
+                    made = f"tpt_fast.methods.{method_class(of[0]).__name__}({unknown}=...)"
+                    hint = f"it is one of method {' and '.join(map(repr, of))}: method={made}"
                 raise TypeError(f"{unknown}: expected an option of TuneConfig; {hint}")
             return super().__new__(cls)
+
+    @classmethod
+    def of(cls, **options: Any) -> TuneConfig:
+        """A TuneConfig of options of which some may be the method's own: ``TuneConfig.of(method="zero", gamma=0.1)``.
+
+        Raises:
+            TypeError: an option of another method, or of none.
+            ValueError: as for TuneConfig.
+        """
+        own = {name: options.pop(name) for name in [*options] if name not in {each.name for each in fields(cls)}}
+        named = cls(**options)._named() if own else ()  # without them, to say first what is wrong with the method
+        chosen = {each: method_options(each if isinstance(each, Method) else method_class(each)) for _, each in named}
+        for name in own:
+            if not any(name in has for each, has in chosen.items() if isinstance(each, str)):
+                known = [each for each in METHODS if name in method_options(method_class(each))]
+                has = [*dict.fromkeys(option for each in chosen.values() for option in each)]
+                close = difflib.get_close_matches(name, [*has, *(each.name for each in fields(cls))], 1)
+                hint = f"it is one of method {' and '.join(map(repr, known))}" if known else f"it has {', '.join(has)}"
+                hint = hint if known or not close else f"did you mean {close[0]!r}?"
+                methods = ", ".join(repr(label) for label, _ in named)
+                raise TypeError(f"{name}: expected an option of TuneConfig or of method {methods}; {hint}")
+        if own:
+            shared = {name: options[name] for name in SHARED if name in options}
+            options["method"] = {
+                label: each
+                if isinstance(each, Method)
+                else make_method(each, shared, **{name: own[name] for name in chosen[each] if name in own})
+                for label, each in named
+            }
+            if len(named) == 1:
+                options["method"] = options["method"][named[0][0]]
+        return cls(**options)
 
     def __post_init__(self) -> None:
         check_integer("n_views", self.n_views, 2)
@@ -125,13 +165,20 @@ class TuneConfig:
         self.make_method().check(self.n_views)
 
     def _settle_method(self) -> None:
-        """``method`` and its old name say the same."""
-        if not isinstance(self.method, Method):
-            if not isinstance(self.method, str):
-                raise TypeError(
-                    f"method: expected a name or a tpt_fast.methods.Method, got {type(self.method).__name__}"
-                )
-            check_choice("method", self.method, tuple(METHODS))
+        """``method`` and its old name say the same, and it has the options that were given."""
+        if isinstance(self.method, (list, Mapping)) or (isinstance(self.method, str) and "," in self.method):
+            object.__setattr__(self, "method", self._named())  # which can be hashed
+        named = self._named()
+        for name in SHARED:
+            given, default = getattr(self, name), next(each.default for each in fields(self) if each.name == name)
+            has = [getattr(each, name, given) for _, each in named if name in method_options(_class_of(each))]
+            if given != default and not has:
+                options = ", ".join(option for _, each in named for option in method_options(_class_of(each)))
+                methods = ", ".join(repr(label) for label, _ in named)
+                hint = f"which has {options}" if options else "which has no options"
+                raise ValueError(f"{name}: expected {default}, its default, with method {methods}, {hint}; got {given}")
+            if given != default and given not in has:
+                raise ValueError(f"{name}: expected {has[0]}, which the given method has, or nothing, got {given}")
         if self.strict_official and self.method not in ("tpt", "official"):
             raise ValueError(f"strict_official: expected False with method {self.method!r}")
         official = self.strict_official or self.method == "official"
@@ -145,10 +192,44 @@ class TuneConfig:
         Args:
             arguments: further ones of the method's own.
         """
-        if isinstance(self.method, Method):
-            return self.method
-        given = {name: getattr(self, name) for name in ("rho", "steps", "lr", "weight_decay")}
-        return make_method(self.method, given, **arguments)
+        given = {name: getattr(self, name) for name in SHARED}
+        made = [
+            (name, each if isinstance(each, Method) else make_method(each, given, **arguments))
+            for name, each in self._named()
+        ]
+        if len(made) == 1:
+            return made[0][1]
+        from .methods.several import Several
+
+        return Several(tuple(made))
+
+    def _named(self) -> tuple[tuple[str, str | Method], ...]:
+        """The methods, each with a name that its result has.
+
+        Raises:
+            TypeError, ValueError: something else than methods and names of such; no method; a name that comes twice.
+        """
+        given = self.method.split(",") if isinstance(self.method, str) else self.method
+        if isinstance(given, Method):
+            return ((given.name, given),)
+        if isinstance(given, Mapping):
+            given = tuple(given.items())
+        elif not isinstance(given, Sequence):
+            raise TypeError(f"method: expected a name or a tpt_fast.methods.Method, got {type(given).__name__}")
+        pairs = [each if isinstance(each, tuple) else (getattr(each, "name", each), each) for each in given]
+        for i, (name, each) in enumerate(pairs):
+            if not isinstance(each, (str, Method)) or not isinstance(name, str):
+                raise TypeError(f"method: expected names or tpt_fast.methods.Method, got {type(each).__name__}")
+            if isinstance(each, str):
+                pairs[i] = name.strip(), each.strip()
+                method_class(each.strip())
+        names = [name for name, _ in pairs]
+        if not names or len(set(names)) < len(names):
+            raise ValueError(
+                f"method: expected one or more of different names, got {', '.join(names) or 'none'}; those of one "
+                'name get others by a mapping: {"few": Zero(gamma=0.1), "many": Zero(gamma=0.5)}'
+            )
+        return tuple(pairs)
 
     @property
     def autocasts(self) -> bool:
@@ -164,7 +245,37 @@ class TuneConfig:
         return n_selected(n_views, self.rho, strict=self.strict_official)
 
 
-class TuneOptions(TypedDict, total=False):
+def _class_of(method: str | Method) -> type[Method]:
+    return method_class(method) if isinstance(method, str) else type(method)
+
+
+class MethodOptions(TypedDict, total=False):
+    """Options of single methods, for type checkers; `tpt-fast methods` says whose they are and what they mean."""
+
+    lambda_term: float
+    two_step: bool
+    neighbours: int
+    temperature: float
+    strict: bool
+    half: bool
+    gamma: float
+    templates: str | Sequence[str] | None
+    per_class: bool
+    lambda_y: float
+    lambda_q: float
+    rounds: int
+    plain_view: bool
+    positive_capacity: int
+    positive_alpha: float
+    positive_beta: float
+    negative_capacity: int
+    negative_alpha: float
+    negative_beta: float
+    negative_entropy: tuple[float, float]
+    negative_mask: tuple[float, float]
+
+
+class TuneOptions(MethodOptions, total=False):
     """The fields of :class:`TuneConfig` as keyword options, for type checkers."""
 
     n_views: int
@@ -177,7 +288,7 @@ class TuneOptions(TypedDict, total=False):
     ctx: Tensor | str | os.PathLike | None
     precision: str
     seed: int
-    method: str | Method
+    method: str | Method | Sequence[str | Method] | Mapping[str, Method]
     strict_official: bool
     engine: str
     activations: str
