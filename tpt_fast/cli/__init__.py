@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from . import _shared, bench, demo, doctor, tune
+from . import _shared, bench, demo, doctor, methods, tune
 
 app = typer.Typer(
     name="tpt-fast",
@@ -17,7 +17,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (tune.tune, demo.demo, doctor.doctor, bench.bench):
+for command in (tune.tune, methods.methods, demo.demo, doctor.doctor, bench.bench):
     app.command()(command)
 
 

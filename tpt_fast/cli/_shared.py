@@ -182,12 +182,13 @@ def _row(name: str, result: TuneResult, top: int) -> dict[str, Any]:
         "prob": best.prob,
         "zero_shot_label": result.zero_shot_label,
         "zero_shot_prob": result.zero_shot_probs.max().item(),
-        "entropy_before": result.loss,
-        "entropy_after": result.loss_after,
+        "entropy_before": result.extra.get("loss"),
+        "entropy_after": result.extra.get("loss_after"),
         "status": result.status,
         "ms": 1e3 * result.timings["total"],
         "top": [prediction._asdict() for prediction in result.topk(top)],
         "engines": result.engines,
+        "by_method": {name: each.topk(1)[0]._asdict() for name, each in result.by_method.items()},
     }
 
 
@@ -209,7 +210,7 @@ def _table(rows: list[dict[str, Any]]) -> Table:
             f"{row['prob']:.1%}",
             Text(row["zero_shot_label"], "yellow" if changed else ""),
             f"{row['zero_shot_prob']:.1%}",
-            f"{row['entropy_before']:.3f} → {row['entropy_after']:.3f}",
+            "" if row["entropy_before"] is None else f"{row['entropy_before']:.3f} → {row['entropy_after']:.3f}",
             f"{row['ms']:.0f}",
         )
     return table

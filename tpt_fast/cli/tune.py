@@ -58,6 +58,14 @@ def tune(
         typer.Option(metavar="FILE", help="Start from a CoOp checkpoint instead.", rich_help_panel=_TUNING),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the views and of random vectors.", rich_help_panel=_TUNING)] = 0,
+    method: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME[,NAME]",
+            help="`tpt-fast methods` shows them; of several the first is shown.",
+            rich_help_panel=_TUNING,
+        ),
+    ] = "tpt",
     strict_official: Annotated[
         bool, typer.Option("--strict-official", help="Draw exactly as the published code.", rich_help_panel=_TUNING)
     ] = False,
@@ -92,7 +100,7 @@ def tune(
 
         options = {"n_views": views, "rho": rho, "steps": steps, "lr": lr, "weight_decay": weight_decay, "seed": seed}
         options |= {"ctx_init": ctx_init, "n_ctx": n_ctx, "ctx": ctx, "precision": precision, "engine": engine}
-        options |= {"decoder": decoder}
+        options |= {"decoder": decoder, "method": method}
         with _shared.usage():
             config = TuneConfig(strict_official=strict_official, **options)
         if plot is not None:

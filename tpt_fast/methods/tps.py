@@ -21,7 +21,8 @@ class Tps(Tpt):
 
     name: ClassVar[str] = "tps"
     paper: ClassVar[str] = "Sui et al., WACV 2025"
-    tunes: ClassVar[str] = "shift"
+    tunes: ClassVar[str] = "a shift of each class vector"
+    variable: ClassVar[str] = "shift"
     gradient: ClassVar[str] = "of the class vectors"
     chooses_once: ClassVar[bool] = False
 

@@ -49,7 +49,8 @@ class Tpt(Method):
 
     name: ClassVar[str] = "tpt"
     paper: ClassVar[str] = "Shu et al., NeurIPS 2022"
-    tunes: ClassVar[str] = "ctx"
+    tunes: ClassVar[str] = "the context"
+    variable: ClassVar[str] = "ctx"  #: its name in ``extra``
     chooses_once: ClassVar[bool] = True  #: the views that the first step keeps are the later steps' too
 
     rho: float = described(
@@ -74,7 +75,7 @@ class Tpt(Method):
     # --- what relatives replace
 
     def tuned(self, classes: Classes) -> Tuned:
-        """What is tuned; its value comes back in ``extra`` under the name :attr:`tunes`."""
+        """What is tuned; its value comes back in ``extra`` under the name :attr:`variable`."""
         return classes.text
 
     def entropy(self, logits: Tensor, n_selected: int, selected: Tensor | None) -> Objective:
@@ -144,7 +145,7 @@ class Tpt(Method):
             zero_shot_logits=first.logits[:, 0],
             usable=good,
             extra={
-                self.tunes: _where(good, ctx, start),
+                self.variable: _where(good, ctx, start),
                 "grad": grad,
                 "entropies": first.entropies,
                 "selected": first.selected,
