@@ -8,12 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from torch import Tensor
-
 from ._checks import MAX_SEED, check_bool, check_choice, check_integer, check_number
 from ._fields import described, document
-from .methods import METHODS, SHARED, Method, make_method, method_class, method_options, n_selected
-from .views.decode import DECODERS
+
+if TYPE_CHECKING:  # torch is imported when a TuneConfig is made: the command line's help is made of its fields
+    from torch import Tensor
+
+    from .methods import Method
+    from .methods.choice import Chosen
 
 PRECISIONS = ("fp32", "fp16", "bf16")
 ENGINES = ("auto", "packed", "module")  # of the text tower
@@ -99,13 +101,11 @@ class TuneConfig:
         def __new__(cls, *values, **options):
             names = [each.name for each in fields(cls)]
             for unknown in options.keys() - set(names):
+                from .methods.choice import whose
+
                 close = difflib.get_close_matches(unknown, names, 1)
                 hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(names)}"
-                of = [each for each in METHODS if unknown in method_options(method_class(each))]
-                if of:
-                    made = f"tpt_fast.methods.{method_class(of[0]).__name__}({unknown}=...)"
-                    hint = f"it is one of method {' and '.join(map(repr, of))}: method={made}"
-                raise TypeError(f"{unknown}: expected an option of TuneConfig; {hint}")
+                raise TypeError(f"{unknown}: expected an option of TuneConfig; {whose(unknown) or hint}")
             return super().__new__(cls)
 
     @classmethod
@@ -116,31 +116,22 @@ class TuneConfig:
             TypeError: an option of another method, or of none.
             ValueError: as for TuneConfig.
         """
-        own = {name: options.pop(name) for name in [*options] if name not in {each.name for each in fields(cls)}}
-        named = cls(**options)._named() if own else ()  # without them, to say first what is wrong with the method
-        chosen = {each: method_options(each if isinstance(each, Method) else method_class(each)) for _, each in named}
-        for name in own:
-            if not any(name in has for each, has in chosen.items() if isinstance(each, str)):
-                known = [each for each in METHODS if name in method_options(method_class(each))]
-                has = [*dict.fromkeys(option for each in chosen.values() for option in each)]
-                close = difflib.get_close_matches(name, [*has, *(each.name for each in fields(cls))], 1)
-                hint = f"it is one of method {' and '.join(map(repr, known))}" if known else f"it has {', '.join(has)}"
-                hint = hint if known or not close else f"did you mean {close[0]!r}?"
-                methods = ", ".join(repr(label) for label, _ in named)
-                raise TypeError(f"{name}: expected an option of TuneConfig or of method {methods}; {hint}")
-        if own:
-            shared = {name: options[name] for name in SHARED if name in options}
-            options["method"] = {
-                label: each
-                if isinstance(each, Method)
-                else make_method(each, shared, **{name: own[name] for name in chosen[each] if name in own})
-                for label, each in named
-            }
-            if len(named) == 1:
-                options["method"] = options["method"][named[0][0]]
-        return cls(**options)
+        from .methods import SHARED
+        from .methods.choice import make_with_own
+
+        known = {each.name for each in fields(cls)}
+        own = {name: options.pop(name) for name in [*options] if name not in known}
+        config = cls(**options)
+        if not own:
+            return config
+        made = make_with_own(config._chosen(), own, {name: getattr(config, name) for name in SHARED})
+        return cls(**options | {"method": made if len(made) > 1 else next(iter(made.values()))})
 
     def __post_init__(self) -> None:
+        from torch import Tensor
+
+        from .views.decode import DECODERS
+
         check_integer("n_views", self.n_views, 2)
         check_number("rho", self.rho, "a number in (0, 1]", lambda v: 0 < v <= 1)
         check_integer("steps", self.steps, 0)
@@ -166,19 +157,13 @@ class TuneConfig:
 
     def _settle_method(self) -> None:
         """``method`` and its old name say the same, and it has the options that were given."""
-        if isinstance(self.method, (list, Mapping)) or (isinstance(self.method, str) and "," in self.method):
-            object.__setattr__(self, "method", self._named())  # which can be hashed
-        named = self._named()
-        for name in SHARED:
-            given, default = getattr(self, name), next(each.default for each in fields(self) if each.name == name)
-            has = [getattr(each, name, given) for _, each in named if name in method_options(_class_of(each))]
-            if given != default and not has:
-                options = ", ".join(option for _, each in named for option in method_options(_class_of(each)))
-                methods = ", ".join(repr(label) for label, _ in named)
-                hint = f"which has {options}" if options else "which has no options"
-                raise ValueError(f"{name}: expected {default}, its default, with method {methods}, {hint}; got {given}")
-            if given != default and given not in has:
-                raise ValueError(f"{name}: expected {has[0]}, which the given method has, or nothing, got {given}")
+        from .methods.choice import check_shared
+
+        chosen = self._chosen()
+        if not isinstance(self.method, str) or len(chosen) > 1:
+            one = len(chosen) == 1 and chosen[0][0] == getattr(chosen[0][1], "name", chosen[0][1])
+            object.__setattr__(self, "method", chosen[0][1] if one else chosen)  # which can be hashed
+        check_shared(chosen, vars(self), {each.name: each.default for each in fields(self)})
         if self.strict_official and self.method not in ("tpt", "official"):
             raise ValueError(f"strict_official: expected False with method {self.method!r}")
         official = self.strict_official or self.method == "official"
@@ -192,44 +177,14 @@ class TuneConfig:
         Args:
             arguments: further ones of the method's own.
         """
-        given = {name: getattr(self, name) for name in SHARED}
-        made = [
-            (name, each if isinstance(each, Method) else make_method(each, given, **arguments))
-            for name, each in self._named()
-        ]
-        if len(made) == 1:
-            return made[0][1]
-        from .methods.several import Several
+        from .methods.choice import make
 
-        return Several(tuple(made))
+        return make(self._chosen(), vars(self), **arguments)
 
-    def _named(self) -> tuple[tuple[str, str | Method], ...]:
-        """The methods, each with a name that its result has.
+    def _chosen(self) -> Chosen:
+        from .methods.choice import choose
 
-        Raises:
-            TypeError, ValueError: something else than methods and names of such; no method; a name that comes twice.
-        """
-        given = self.method.split(",") if isinstance(self.method, str) else self.method
-        if isinstance(given, Method):
-            return ((given.name, given),)
-        if isinstance(given, Mapping):
-            given = tuple(given.items())
-        elif not isinstance(given, Sequence):
-            raise TypeError(f"method: expected a name or a tpt_fast.methods.Method, got {type(given).__name__}")
-        pairs = [each if isinstance(each, tuple) else (getattr(each, "name", each), each) for each in given]
-        for i, (name, each) in enumerate(pairs):
-            if not isinstance(each, (str, Method)) or not isinstance(name, str):
-                raise TypeError(f"method: expected names or tpt_fast.methods.Method, got {type(each).__name__}")
-            if isinstance(each, str):
-                pairs[i] = name.strip(), each.strip()
-                method_class(each.strip())
-        names = [name for name, _ in pairs]
-        if not names or len(set(names)) < len(names):
-            raise ValueError(
-                f"method: expected one or more of different names, got {', '.join(names) or 'none'}; those of one "
-                'name get others by a mapping: {"few": Zero(gamma=0.1), "many": Zero(gamma=0.5)}'
-            )
-        return tuple(pairs)
+        return choose(self.method)
 
     @property
     def autocasts(self) -> bool:
@@ -242,11 +197,9 @@ class TuneConfig:
         Raises:
             ValueError: none, and ``strict_official`` (the published code fails there too).
         """
+        from .methods import n_selected
+
         return n_selected(n_views, self.rho, strict=self.strict_official)
-
-
-def _class_of(method: str | Method) -> type[Method]:
-    return method_class(method) if isinstance(method, str) else type(method)
 
 
 class MethodOptions(TypedDict, total=False):
