@@ -139,7 +139,8 @@ class Tpt(Method):
         good = torch.ones_like(now.loss, dtype=torch.bool)
         if moments:
             good = (moments[-1] == self.steps) & logits.isfinite().all(-1)
-        found = {} if first.term is None else {"term": first.term.expand(len(images))}
+        # What a term is rounded by, next to the entropy, is not known.
+        found = {"doubtful": doubtful} if first.term is None else {"term": first.term.expand(len(images))}
         return Answer(
             logits=_where(good, logits, first.logits[:, 0]),
             zero_shot_logits=first.logits[:, 0],
@@ -150,7 +151,6 @@ class Tpt(Method):
                 "entropies": first.entropies,
                 "selected": first.selected,
                 "loss": first.loss,
-                "doubtful": doubtful,
                 "loss_after": _where(good, now.loss, first.loss),
                 **found,
                 **more,
@@ -172,14 +172,13 @@ class Tpt(Method):
                 own = differentiate(self.objective, logits, features, images, classes)
                 loss, grad = own.loss, own.logits
                 grad_features = classes.grad_features(scaled, grad) + classes.fold(own.features.mT).mT
-            entropy, term = loss, self._term(classes, features)
+            term = self._term(classes, features)
             if term is not None:
                 entropy_weight, weight = self.weights(step)
                 loss = entropy_weight * loss + weight * term[0]
                 grad_features = entropy_weight * grad_features + weight * term[1]
-        size = grad.abs().sum((1, 2))
-        value = term and term[0]
-        return _Evaluation(logits, loss, grad_features, found.entropy, found.selected, value, entropy, size)
+        value, size = term and term[0], grad.abs().sum((1, 2))
+        return _Evaluation(logits, loss, grad_features, found.entropy, found.selected, value, size)
 
     def _term(self, classes: Classes, features: Tensor) -> tuple[Tensor, Tensor] | None:
         """Of features [.., U, D]; of those that all images start from it is computed once."""
@@ -202,8 +201,7 @@ class _Evaluation(NamedTuple):
     entropies: Tensor  # [B, N]
     selected: Tensor  # [B, K]
     term: Tensor | None  # [] or [B]
-    entropy: Tensor  # [B] the loss without the term, or an own objective's
-    grad_size: Tensor  # [B] sum of the magnitudes of its gradient of the logits
+    grad_size: Tensor  # [B] sum of the magnitudes of d loss without the term / d logits
 
 
 def _doubtful(grad: Tensor, first: _Evaluation, unit: float) -> Tensor:
@@ -216,7 +214,7 @@ def _doubtful(grad: Tensor, first: _Evaluation, unit: float) -> Tensor:
     Args:
         unit: roundoff of the text tower's type.
     """
-    cancelled = 2 * first.entropy / first.grad_size.clamp_min(torch.finfo(grad.dtype).tiny)
+    cancelled = 2 * first.loss / first.grad_size.clamp_min(torch.finfo(grad.dtype).tiny)
     relative = 2.0**-24 * cancelled + 64 * unit
     flat = grad.flatten(1)
     return (flat.abs() < (relative * flat.square().mean(1).sqrt())[:, None]).to(grad.dtype).mean(1)
