@@ -6,7 +6,7 @@ from pathlib import Path
 
 from kept import RESULTS, by_numbers
 
-from tpt_fast._files import written_aside
+from tpt_fast._files import atomic_write
 from tpt_fast.bench.rows import duration, read
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "measured.md"
@@ -37,7 +37,7 @@ def main() -> None:
     """Replace what stands between the two marks."""
     text = PAGE.read_text()
     before, after = text.partition(BEGIN)[0], text.partition(END)[2]
-    with written_aside(PAGE) as aside:
+    with atomic_write(PAGE) as aside:
         aside.write_text(f"{before}{BEGIN}\n{table()}{END}{after}")
 
 

@@ -4,8 +4,16 @@ import ctypes
 import os
 import signal
 import sys
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+# Before torch and hypothesis are imported, and for all processes that tests start: one thread, for two that wait for
+# one another on a busy machine take many times as long; and nothing is left in the checkout.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(Path(tempfile.gettempdir()) / f"hypothesis-{os.getuid()}"))
+
+import hypothesis
 import pytest
 import torch
 from builds import forget
@@ -19,6 +27,9 @@ sys.path.append(str(ROOT))  # recipes/ is no part of the package; the installed 
 
 def pytest_configure() -> None:
     full_float32()
+    torch.set_num_threads(1)
+    hypothesis.settings.register_profile("tests", deadline=None, derandomize=True, database=None)
+    hypothesis.settings.load_profile("tests")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # out of time: what has failed until then is told
 
 
@@ -34,6 +45,13 @@ def golden_dir() -> Path:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    """Sets the number of threads that ops compute with, for this test."""
+    yield torch.set_num_threads
+    torch.set_num_threads(1)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from io import BytesIO, StringIO, TextIOWrapper
 
 import pytest
 import torch
+from command_line import CAT, FEW, plain_terminal, rows, run, said  # noqa: F401 (a fixture)
 from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
@@ -16,30 +17,9 @@ from typer.testing import CliRunner
 import tpt_fast
 from tpt_fast import demo
 from tpt_fast.cli import _models, app, main
-from tpt_fast.cli.bench import _table as bench_table
+from tpt_fast.cli.bench_demo import _table as bench_table
 from tpt_fast.demo import clip
 from tpt_fast.extension import build, load, toolkit
-
-CAT = demo.PHOTO_FOLDER / "cat.jpg"
-FEW = ["--views", "6", "--rho", "0.4"]  # enough to see that everything is passed on
-
-
-@pytest.fixture(autouse=True)
-def _plain_terminal(monkeypatch):
-    for name in ("FORCE_COLOR", "CLICOLOR_FORCE", "TPT_FAST_BACKEND"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setenv("TERM", "dumb")
-
-
-def run(*arguments, code: int = 0):
-    result = CliRunner().invoke(app, [str(a) for a in arguments])
-    assert result.exit_code == code, f"{result.exit_code}: {result.output}\n{result.exception!r}"
-    return result
-
-
-def rows(result) -> list[dict]:
-    return [json.loads(line) for line in result.stdout.splitlines()]
 
 
 def untimed(records: list[dict]) -> list[dict]:
@@ -155,31 +135,11 @@ def test_a_broken_image_has_its_row_and_the_others_go_on(tmp_path, monkeypatch):
     assert "damaged" in table
 
 
-def test_a_folder_gives_its_images_in_order(tmp_path):
-    (tmp_path / "inside").mkdir()
-    for name in ("b.png", "a.JPG", "inside/c.webp"):
-        Image.new("RGB", (40, 50), "red").save(tmp_path / name, format="PNG")
-    (tmp_path / "notes.txt").write_text("no image")
-    (tmp_path / "._a.JPG").write_text("what macOS leaves beside one")
-    (tmp_path / "folder.jpg").mkdir()
-    (tmp_path / "device.jpg").symlink_to("/dev/null")
-    (tmp_path / "dangling.jpg").symlink_to("absent")
-    files = [row["file"] for row in rows(run("tune", tmp_path, "--json", *FEW, code=1))]
-    assert files == [str(tmp_path / name) for name in ("a.JPG", "b.png", "dangling.jpg", "inside/c.webp")]
-
-
 def test_a_large_photograph_is_no_reason_to_warn(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100_000)
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         run("tune", CAT, *FEW)
-
-
-def test_class_names_from_a_file(tmp_path):
-    names = tmp_path / "names.txt"
-    names.write_text("﻿cat\n\n  guinea pig \ndog\n", encoding="utf-8")
-    (row,) = rows(run("tune", CAT, "--classes-file", names, "--json", "--top", 9, *FEW))
-    assert {p["label"] for p in row["top"]} == {"cat", "guinea pig", "dog"}
 
 
 def test_strict_official_repeats_itself():
@@ -225,12 +185,8 @@ def test_strict_official_repeats_itself():
 )
 def test_bad_usage(arguments, message, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    assert message in " ".join(run("tune", *arguments, code=2).stderr.replace("│", " ").split())
+    assert message in said(run("tune", *arguments, code=2))
     assert os.listdir(tmp_path) == []
-
-
-def test_a_folder_without_images_is_bad_usage(tmp_path):
-    assert "holds no images" in run("tune", tmp_path, code=2).stderr
 
 
 def test_plots(tmp_path):
@@ -374,7 +330,7 @@ def test_demo_with_a_bad_picture_name(tmp_path):
 
 
 def test_the_demo_model_is_the_librarys_to_the_bit():
-    ours, theirs = _models.load_model(None, None, "cpu"), demo.load()
+    ours, theirs = _models.load_demo(), demo.load()
     assert isinstance(ours.model, clip.CLIP)
     ids = ours.tokenizer(["a photo of a cat.", "a dog"])
     assert torch.equal(ids, theirs.tokenizer(["a photo of a cat.", "a dog"]))
@@ -468,7 +424,7 @@ def test_doctor_builds_again(monkeypatch, tmp_path):
 
 
 def test_bench():
-    records = rows(run("bench", "--json", "--repeats", 3))
+    records = rows(run("bench-demo", "--json", "--repeats", 3))
     assert len(records) == 3
     for record in records:
         assert record["ratio"] == pytest.approx(record["peer_ms"] / record["ms"])

@@ -6,6 +6,8 @@ import torch
 from tpt_fast import ops
 from tpt_fast.extension import load
 
+pytestmark = pytest.mark.numerics
+
 ROWS = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
 VECTOR = torch.linspace(0.5, 2, 8)
 IMAGE = torch.arange(300, dtype=torch.int32).remainder(251).to(torch.uint8).view(10, 10, 3)

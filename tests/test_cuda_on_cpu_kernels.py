@@ -1,5 +1,6 @@
 """What only the CUDA kernels have to be tested for: each of their paths, in shuffled orders of blocks and threads."""
 
+import bounds
 import pytest
 import torch
 
@@ -36,10 +37,6 @@ def in_every_order(shim, run):
     return results[0]
 
 
-def close(got, want, tolerance):
-    torch.testing.assert_close(got.double(), want.double(), rtol=tolerance, atol=tolerance)
-
-
 # Four at a time or one, one kind of block for few classes and another for many.
 @pytest.mark.parametrize(("views", "classes", "kept"), [(7, 300, 3), (5, 301, 5), (2, 4100, 1), (2, 4101, 2)])
 def test_objective(shim, views, classes, kept):
@@ -49,9 +46,10 @@ def test_objective(shim, views, classes, kept):
     got = in_every_order(shim, lambda: ops.objective(logits, kept))
     want = reference_objective(logits.double(), kept)
     assert torch.equal(got[1], want[1])
-    for one, two in zip(got[::2], want[::2], strict=True):
-        close(one, two, 1e-5)
-    torch.testing.assert_close(got[3].double(), want[3], rtol=0, atol=2e-5)
+    for one, two, bound in zip(
+        (got[0], *got[2:]), (want[0], *want[2:]), bounds.objective(logits, want[1], logits.dtype)
+    ):
+        bounds.assert_within(one, two, bound)
 
 
 def test_objective_of_a_given_selection(shim):
@@ -59,8 +57,8 @@ def test_objective_of_a_given_selection(shim):
     got = in_every_order(shim, lambda: ops.objective(logits, 3, chosen))
     want = reference_objective(logits.double(), 3, chosen)
     assert torch.equal(got[1], chosen)
-    close(got[2], want[2], 1e-5)
-    close(got[3], want[3], 1e-5)
+    for one, two, bound in zip(got[2:], want[2:], bounds.objective(logits, chosen, logits.dtype)[1:], strict=True):
+        bounds.assert_within(one, two, bound)
 
 
 def test_objective_refuses_more_than_shared_memory_holds():
@@ -98,32 +96,40 @@ def test_add_layer_norm(shim, width, dtype):
     x, delta, grad_normed, grad_sum = torch.randn(4, 5, width).to(dtype)
     weight, bias, delta_bias = torch.randn(3, width)
     got = in_every_order(shim, lambda: ops.add_layer_norm(x, delta, delta_bias, weight, bias, 1e-5))
-    want = reference_norm.add_layer_norm(x, delta, delta_bias, weight, bias, 1e-5)
-    tolerance = 4e-6 if dtype == torch.float32 else 2 * torch.finfo(dtype).eps
-    for one, two in zip(got, want, strict=True):
-        close(one, two, tolerance)
-    arguments = grad_normed, grad_sum, want[0], want[2], want[3], weight
+    parts = [t.double() for t in (x, delta, delta_bias)]
+    bounds.assert_rounded(got[0], sum(parts), bounds.rounding(2) * sum(t.abs() for t in parts), "sum")
+    stored = got[0].double(), weight.double(), bias.double()
+    want = reference_norm.add_layer_norm(stored[0], None, None, *stored[1:], 1e-5)[1]
+    bounds.assert_rounded(got[1], want, bounds.layer_norm(*stored, 1e-5, dtype), "normed")
+    arguments = grad_normed, grad_sum, got[0], got[2], got[3], weight
     (grad,) = in_every_order(shim, lambda: [ops.add_layer_norm_backward(*arguments)])
-    close(grad, reference_norm.add_layer_norm_backward(*arguments), tolerance)
+    wide = [t.double() for t in arguments]
+    want = reference_norm.add_layer_norm_backward(*wide)
+    bounds.assert_rounded(grad, want, bounds.layer_norm_backward(*wide, dtype), "grad")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("width", [64, 515])
 def test_bias_act(shim, width, dtype):
     (x, grad), bias = torch.randn(2, 9, width).to(dtype), torch.randn(width)
-    tolerance = 2e-6 if dtype == torch.float32 else torch.finfo(dtype).eps
+    biased = x.double() + bias.double()
     for quick in (False, True):
         (y,) = in_every_order(shim, lambda: [ops.bias_act(x, bias, quick)])  # noqa: B023 - called at once
-        close(y, reference_bias_act.bias_act(x, bias, quick), tolerance)
-        back = ops.bias_act_backward(grad, x, bias, quick)
-        close(back, reference_bias_act.bias_act_backward(grad, x, bias, quick), tolerance)
+        bounds.assert_rounded(y, reference_bias_act.bias_act(biased, None, quick), bounds.activation(biased, dtype))
+        want = reference_bias_act.bias_act_backward(grad.double(), biased, None, quick)
+        slope = bounds.activation_slope(biased, grad.double(), dtype)
+        bounds.assert_rounded(ops.bias_act_backward(grad, x, bias, quick), want, slope)
 
 
 def test_rows_at_an_odd_address():
     x, weight, bias = torch.randn(3 * 64 + 1)[1:].view(3, 64), torch.randn(64), torch.randn(64)
-    want = torch.nn.functional.layer_norm(x, (64,), weight, bias)
-    close(ops.add_layer_norm(x, None, None, weight, bias, 1e-5)[1], want, 1e-5)
-    close(ops.bias_act(x, bias, True), reference_bias_act.bias_act(x, bias, True), 1e-5)
+    wide = x.double(), weight.double(), bias.double()
+    want = torch.nn.functional.layer_norm(wide[0], (64,), *wide[1:])
+    got = ops.add_layer_norm(x, None, None, weight, bias, 1e-5)[1]
+    bounds.assert_within(got, want, bounds.layer_norm(*wide, 1e-5, x.dtype))
+    biased = wide[0] + wide[2]
+    want = reference_bias_act.bias_act(biased, None, True)
+    bounds.assert_within(ops.bias_act(x, bias, True), want, bounds.activation(biased, x.dtype))
 
 
 # Heads of up to 64 elements of which vectors fit, and all others; suffixes longer than what is worked on at once.
@@ -186,10 +192,11 @@ def test_prefix_attention_of_small_gradients(shim):
     got, want = ([torch.empty_like(q), torch.empty_like(kv)] for _ in range(2))
     ops.prefix_attention_backward(grad, q, kv, offsets, 4, 2, *got)
     reference_attention.prefix_attention_backward(
-        *(t.float() for t in (grad, q, kv)), offsets, 4, 2, *(wide := [t.float() for t in want])
+        *(t.double() for t in (grad, q, kv)), offsets, 4, 2, *(wide := [t.double() for t in want])
     )
-    for one, two in zip(got, wide, strict=True):
-        assert ((one.float() - two).abs() <= 2**-11 * two.abs() + 2**-25).all()  # one rounding, of subnormals too
+    allowed = bounds.attention(grad, q, kv, offsets, 4, 2, q.dtype)[1:]
+    for one, two, bound in zip(got, wide, allowed, strict=True):
+        bounds.assert_rounded(one, two, bound)
 
 
 # A query and a key that the classes' other rows do not see; queries of one suffix are computed together.
@@ -235,20 +242,23 @@ def check_attention(shim, offsets, prefix, heads, dim, last_only, dtype=torch.fl
     qkv = new_rows(torch.randn(1, rows, 3 * width))
     q, kv = qkv[..., :width], qkv[..., width:]
     q = q[:, offsets[1:] - 1] if last_only else q
-    tolerance = 2e-5 if dtype == torch.float32 else 4 * torch.finfo(dtype).eps
     (out,) = in_every_order(shim, lambda: [ops.prefix_attention(q, kv, offsets, prefix, heads)])
-    close(out, reference_attention.prefix_attention(q, kv, offsets, prefix, heads), tolerance)
-    grad = torch.randn(q.shape).to(dtype)
+    wide_q, wide_kv, grad = q.double(), kv.double(), torch.randn(q.shape).to(dtype)
+    allowed = bounds.attention(grad, q, kv, offsets, prefix, heads, dtype)
+    bounds.assert_rounded(
+        out, reference_attention.prefix_attention(wide_q, wide_kv, offsets, prefix, heads), allowed[0]
+    )
 
-    def gradients(function):
+    def gradients():
         both = new_rows(None)  # halves of one tensor
         grad_q = torch.full(q.shape, torch.nan, dtype=dtype) if last_only else both[..., :width]
-        function(grad, q, kv, offsets, prefix, heads, grad_q, both[..., width:])
+        ops.prefix_attention_backward(grad, q, kv, offsets, prefix, heads, grad_q, both[..., width:])
         return grad_q, both[..., width:]
 
-    got = in_every_order(shim, lambda: gradients(ops.prefix_attention_backward))
-    for one, two in zip(got, gradients(reference_attention.prefix_attention_backward), strict=True):
-        close(one, two, tolerance)
+    truth = torch.empty_like(wide_q), torch.empty_like(wide_kv)
+    reference_attention.prefix_attention_backward(grad.double(), wide_q, wide_kv, offsets, prefix, heads, *truth)
+    for got, want, bound in zip(in_every_order(shim, gradients), truth, allowed[1:], strict=True):
+        bounds.assert_rounded(got, want, bound)
 
 
 def test_prefix_attention_refuses_heads_over_128():

@@ -8,6 +8,7 @@ import os
 import resource
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import cuda_sources
@@ -27,6 +28,7 @@ def compiled():
     return cuda_sources.compile_all(CUDA.nvcc, [arch for arch in CHOSEN if arch in known])
 
 
+@pytest.mark.slow
 @needs_nvcc
 @pytest.mark.parametrize("arch", CHOSEN)
 def test_compiles_within_the_recorded_resources(compiled, arch):
@@ -37,9 +39,26 @@ def test_compiles_within_the_recorded_resources(compiled, arch):
     spilled = {name for name, r in compiled[arch].items() if r.spills and is_hot(name)}
     assert not spilled, f"registers are spilled on sm_{arch}"
     if version == cuda_sources.version(CUDA.nvcc):  # another compiler takes other registers
-        for name, found in compiled[arch].items():
-            assert found.cell(arch) == rows[name][f"sm_{arch}"], name
-            assert [found.threads, found.shared] == [int(rows[name][column]) for column in ("threads", "shared")], name
+        over = [name for name, found in compiled[arch].items() if exceeds(found, rows[name], arch)]
+        assert not over, f"beyond csrc/resources.tsv on sm_{arch}; if there is a reason, tests/cuda_sources.py --write"
+
+
+def exceeds(found, row, arch):
+    """Whether a kernel takes more than its budget, or fewer of its blocks fit."""
+    registers, stack, spills, occupancy = row[f"sm_{arch}"].split("/")
+    budget = int(registers), int(stack), int(spills), int(row["shared"])
+    taken = found.registers, found.stack, found.spills, found.shared
+    return any(t > b for t, b in zip(taken, budget)) or round(100 * found.occupancy(arch)) < int(occupancy.rstrip("%"))
+
+
+def test_the_budget():
+    row = {"sm_90": "40/0/0/75%", "shared": "1024"}
+    kernel = cuda_sources.Resources(threads=256, registers=40, stack=0, spills=0, shared=1024)
+    assert kernel.occupancy(90) == 0.75
+    assert not exceeds(kernel, row, 90)
+    assert not exceeds(replace(kernel, registers=32), row, 90)
+    for more in ({"registers": 41}, {"stack": 8}, {"spills": 4}, {"shared": 1025}):
+        assert exceeds(replace(kernel, **more), row, 90)
 
 
 def is_hot(name):
@@ -100,6 +119,7 @@ print(len(ops), "ops; without CUDA:", without)
 """
 
 
+@pytest.mark.slow
 @needs_nvcc
 def test_builds_links_and_loads_with_cuda_torch(tmp_path, monkeypatch):
     """One architecture has to take under a minute on two idle cores, so two minutes of the compilers' own time."""

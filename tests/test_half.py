@@ -9,6 +9,8 @@ import torch
 
 from tpt_fast.extension import build, toolkit
 
+pytestmark = pytest.mark.numerics
+
 SOURCE = """
 #include "half.h"
 using namespace tpt_fast;

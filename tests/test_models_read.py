@@ -1,5 +1,6 @@
 """What is read off models: their own preprocessing, wrappers around them, and layouts of other packages."""
 
+import models
 import open_clip
 import pytest
 import torch
@@ -18,10 +19,7 @@ FEW = TuneConfig(n_views=4, rho=0.5)
 
 
 def small(**cfg):
-    torch.manual_seed(0)
-    vision = {"image_size": 48, "layers": 1, "width": 64, "patch_size": 16, "head_width": 32}
-    text = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2}
-    model = open_clip.model.CLIP(32, vision, text).eval()
+    model = models.clip(seed=0, vision={"image_size": 48, "layers": 1, "patch_size": 16})
     open_clip.model.set_model_preprocess_cfg(model, vars(PreprocessCfg(size=48, **cfg)))
     return model
 

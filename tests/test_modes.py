@@ -2,7 +2,7 @@
 
 from contextlib import contextmanager
 
-import open_clip
+import models
 import pytest
 import torch
 
@@ -35,10 +35,7 @@ MODES = {
 
 @pytest.fixture(scope="module")
 def model():
-    torch.manual_seed(1)
-    vision = {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8, "head_width": 32}
-    text = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2}
-    return open_clip.model.CLIP(32, vision, text).eval()
+    return models.clip()
 
 
 def features_and_gradient(encoder):

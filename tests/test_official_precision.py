@@ -2,13 +2,17 @@
 
 import math
 
+import bounds
+import models
 import open_clip
 import pytest
 import torch
 from torch import nn
 
 from tpt_fast import TuneConfig, Tuner
-from tpt_fast.methods.published import context_in_place, marginal_entropy, view_entropies
+from tpt_fast.methods.published import context_in_place, marginal_entropy, tpt, view_entropies
+
+pytestmark = pytest.mark.numerics
 
 NAMES = ["cat", "dog", "great white shark", "sports car", "goldfish"]
 OPTIONS = {"n_views": 8, "rho": 0.5, "strict_official": True, "precision": "fp16"}
@@ -16,13 +20,7 @@ OPTIONS = {"n_views": 8, "rho": 0.5, "strict_official": True, "precision": "fp16
 
 @pytest.fixture(scope="module")
 def model():
-    torch.manual_seed(1)
-    vision = {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8, "head_width": 32}
-    text = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2}
-    model = open_clip.model.CLIP(32, vision, text).eval().requires_grad_(False)
-    for p in model.parameters():
-        if p.dim() > 1:
-            nn.init.normal_(p, std=0.15)
+    model = models.clip(std=0.15).requires_grad_(False)
     model.logit_scale.fill_(math.log(100))
     return model
 
@@ -63,10 +61,24 @@ def published(model, images, scaler, steps):
         yield after.float(), ctx.detach(), selected, before.float(), taken
 
 
+@pytest.fixture(scope="module")
+def allowed(model):
+    """Of logits in fp16, before and after a step."""
+
+    def answer(model):
+        found = [tpt(model, views, NAMES, open_clip.get_tokenizer("ViT-B-32"), rho=0.5) for views in draw(3)]
+        return {name: torch.stack([getattr(one, name) for one in found]) for name in ("logits", "zero_shot_logits")}
+
+    def draw(count):
+        return [torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(i)).double() for i in range(count)]
+
+    return max(bounds.moved(model, answer, torch.float16).values())
+
+
 # The second scale overflows fp16 in the first images, and has come down for the last ones.
 @pytest.mark.parametrize(("scale", "skipped"), [(1000.0, False), (2.0**34, True)])
 @pytest.mark.parametrize("steps", [1, 2])
-def test_equals_the_published_loop_image_after_image(model, steps, scale, skipped, monkeypatch):
+def test_equals_the_published_loop_image_after_image(model, steps, scale, skipped, allowed, monkeypatch):
     monkeypatch.setattr("tpt_fast.methods.official.INITIAL_SCALE", scale)
     images = [torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(i)) for i in range(8)]
     tuner = Tuner(model, NAMES, TuneConfig(steps=steps, **OPTIONS))
@@ -77,9 +89,11 @@ def test_equals_the_published_loop_image_after_image(model, steps, scale, skippe
         assert result.status == ("tuned" if taken else "skipped")
         assert result.selected.tolist() == selected.tolist()
         for got, want in ((result.logits, logits), (result.zero_shot_logits, before)):
-            # Features are rounded to fp16 on the way, at other lengths of the prompts in another order of sums.
-            assert (got - want).abs().max() < 100 * 2**-9
-        assert ((result.ctx - ctx).abs() > 1e-3).float().mean() < 0.05  # AdamW's sign, where the gradient is rounding
+            # Both in fp16, and for prompts of other lengths in another order of sums.
+            assert (got - want).abs().max() < 2 * allowed
+        # AdamW goes by the sign, which is rounding where the gradient is below some 5 % of its largest: of numbers from
+        # a normal distribution, whose largest of 256 are three standard deviations, 12 % are.
+        assert ((result.ctx - ctx).abs() > 1e-3).float().mean() < 0.2
     assert tuner.method.scaler.get_scale() == scaler.get_scale()
     if skipped:
         assert scaler.get_scale() < scale
@@ -94,13 +108,12 @@ def test_equals_the_published_loop_image_after_image(model, steps, scale, skippe
     assert ran == {"loop": "published", "text": "module", "image": "module"}
 
 
-def test_logits_are_fp16_and_close_to_float32(model):
+def test_logits_are_fp16_and_close_to_float32(model, allowed):
     views = torch.randn(8, 3, 32, 32)
     half = Tuner(model, NAMES, TuneConfig(**OPTIONS)).tune_views(views)
     full = Tuner(model, NAMES, TuneConfig(**OPTIONS | {"precision": "fp32"})).tune_views(views)
     assert torch.equal(half.zero_shot_logits, half.zero_shot_logits.half().float())
-    error = (half.zero_shot_logits - full.zero_shot_logits).abs().max() / full.zero_shot_logits.abs().max()
-    assert 0 < error < 0.02
+    assert 0 < (half.zero_shot_logits - full.zero_shot_logits).abs().max() < allowed
     assert full.engines["loop"] == "eager"
 
 

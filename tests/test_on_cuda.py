@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from elsewhere import STEMS
 from on_cuda.move import moved, there
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -53,13 +54,13 @@ def test_what_a_function_writes_comes_back():
 
 def test_the_plugin_finds_every_op_by_itself():
     """It looks for them before any test has been imported."""
-    code = "from on_cuda import plugin; print(len([plugin._on_cuda(name) for name in plugin.OPS]))"
+    code = "from on_cuda import plugin; print(*(name for name in plugin.OPS if plugin._on_cuda(name)))"
     path = os.pathsep.join([str(ROOT / "tests"), str(ROOT), os.environ.get("PYTHONPATH", "")])
     result = subprocess.run(
         [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
     )
     assert result.returncode == 0, result.stderr
-    assert int(result.stdout) == 10
+    assert set(STEMS) <= set(result.stdout.split())
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

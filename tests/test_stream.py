@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from types import SimpleNamespace
 
-import open_clip
+import models
 import pytest
 import torch
 
@@ -24,10 +24,7 @@ PHOTO = PHOTO_FOLDER / "cat.jpg"
 
 @pytest.fixture(scope="module")
 def model():
-    torch.manual_seed(1)
-    vision = {"image_size": 32, "layers": 1, "width": 64, "patch_size": 8, "head_width": 32}
-    text = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2}
-    return open_clip.model.CLIP(32, vision, text)
+    return models.clip(vision={"layers": 1})
 
 
 @pytest.fixture(scope="module")

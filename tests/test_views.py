@@ -19,6 +19,8 @@ from tpt_fast.reference.views import views as reference
 from tpt_fast.views.crops import draw_boxes, draw_specs, view_specs
 from tpt_fast.views.make import CLIP_MEAN, CLIP_STD, make_views, normalisation_table, pass_order
 
+pytestmark = pytest.mark.numerics
+
 BYTES = torch.arange(256, dtype=torch.uint8).expand(3, 256).contiguous()
 INSTALLED_IS_13 = pass_order() == "pillow-13"
 
@@ -68,6 +70,7 @@ def test_equals_pil_and_reference(height, width, size, contrast):
     assert torch.equal(reference(image, specs, BYTES, size, INSTALLED_IS_13), expected)
 
 
+@pytest.mark.long
 @settings(deadline=None, max_examples=60)
 @given(st.integers(1, 400), st.integers(1, 400), st.integers(1, 130), st.integers(0, 2**32 - 1))
 def test_equals_pil_on_any_size(height, width, size, seed):
@@ -85,6 +88,7 @@ def test_both_pass_orders_equal_the_reference(vertical_first):
     assert not torch.equal(got, views(image, specs, BYTES, 50, not vertical_first))
 
 
+@pytest.mark.long
 def test_slivers_change_the_order_before_pillow_13():
     image = noise(400, 3, contrast=100.0)
     specs = torch.tensor([[0, 0, 400, 3, 398, 2, top, 0, 0, 0] for top in range(0, 396, 2)]).int()
@@ -119,11 +123,13 @@ def test_patches_are_cut_from_the_views(patch, dtype):
     assert torch.equal(got, reference(image, specs, table, 112, INSTALLED_IS_13, patch))
 
 
+@pytest.mark.long
 def test_twelve_megapixels():
     image = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3000, 4000, 3), dtype=np.uint8))
     assert_equals_pil(image, random_boxes(3000, 4000, 2), 224)
 
 
+@pytest.mark.long
 def test_golden_views(golden_dir):
     boxes = np.load(golden_dir / "boxes.npy")
     pixels = torch.from_numpy(np.load(golden_dir / "views_u8.npy"))
@@ -134,6 +140,7 @@ def test_golden_views(golden_dir):
     assert not torch.equal(make_views(golden_dir / "photo.jpg", size=96, boxes=boxes, order="pillow-12"), expected)
 
 
+@pytest.mark.host
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "1"])
 def test_other_pil_modes_are_converted_first(mode):
     picture = Image.fromarray(noise(60, 80).numpy()).convert(mode)
@@ -149,6 +156,7 @@ def normalise(pixels, mean=CLIP_MEAN, std=CLIP_STD):
     return torch.stack([F.normalize(view, mean, std) for view in to_tensor])
 
 
+@pytest.mark.host
 @pytest.mark.parametrize(("mean", "std"), [(CLIP_MEAN, CLIP_STD), ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))])
 def test_normalised_bits_are_torchvisions(mean, std):
     levels = torch.arange(256, dtype=torch.uint8).expand(1, 3, 1, 256)
@@ -170,21 +178,20 @@ def test_strided_images_and_repeated_calls():
         assert torch.equal(first, again)
 
 
-def test_threads_do_not_change_the_result():
-    image, threads = noise(300, 400), torch.get_num_threads()
+@pytest.mark.host
+def test_threads_do_not_change_the_result(threads):
+    image = noise(300, 400)
     expected = make_views(image, 9, 224)
-    try:
-        for n in (1, 3):
-            torch.set_num_threads(n)
-            assert torch.equal(make_views(image, 9, 224), expected)
-    finally:
-        torch.set_num_threads(threads)
+    for n in (2, 3):
+        threads(n)
+        assert torch.equal(make_views(image, 9, 224), expected)
 
 
 def test_no_views():
     assert views(noise(4, 4), torch.empty(0, 10, dtype=torch.int32), BYTES, 8).shape == (0, 3, 8, 8)
 
 
+@pytest.mark.host
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8])
 def test_opcheck(dtype):
     specs = view_specs(40, 30, draw_boxes(40, 30, 2), 16)
@@ -204,6 +211,7 @@ def torchvision_boxes(height, width, n, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3))
     return torch.tensor(rows, dtype=torch.int32)
 
 
+@pytest.mark.host
 @pytest.mark.parametrize(
     ("height", "width", "n"),
     [
@@ -228,6 +236,7 @@ def test_boxes_and_generator_are_torchvisions(height, width, n):
         assert torch.equal(draw_boxes(height, width, n, seed=seed), expected)
 
 
+@pytest.mark.host
 def test_boxes_continue_a_stream_at_an_odd_position():
     generator = torch.Generator().manual_seed(3)
     torch.manual_seed(3)
@@ -236,6 +245,7 @@ def test_boxes_continue_a_stream_at_an_odd_position():
         assert torch.equal(draw_boxes(80, 90, 2, generator=generator), torchvision_boxes(80, 90, 2))
 
 
+@pytest.mark.host
 @pytest.mark.parametrize(
     ("scale", "ratio"), [((0.5, 1.0), (0.2, 5.0)), ((0.9, 1.0), (1.5, 4.0)), ((1e-4, 1e-3), (1, 1))]
 )
@@ -252,6 +262,7 @@ def test_seeds_differ_and_repeat():
     assert torch.equal(make_views(image, 8, 32, seed=1)[0], make_views(image, 8, 32, seed=2)[0])
 
 
+@pytest.mark.host
 @pytest.mark.parametrize(("height", "width"), [(375, 500), (90, 300), (40, 900), (900, 40), (1, 1)])
 def test_specs_drawn_on_a_device_have_torchvisions_distribution(height, width):
     n = 4000
@@ -274,6 +285,7 @@ def test_specs_drawn_on_a_device_have_torchvisions_distribution(height, width):
         assert (shares[0] - shares[1]).abs().max() < 1.95 * math.sqrt(2 / n)  # Kolmogorov-Smirnov, 0.1 %
 
 
+@pytest.mark.host
 def test_specs_drawn_on_a_device_repeat_and_make_views():
     image = noise(60, 80)
     one, two, other = (draw_specs(60, 80, 9, 32, generator=torch.Generator().manual_seed(s)) for s in (3, 3, 4))
@@ -309,6 +321,7 @@ def changed(column, value):
     return torch.tensor([SPEC, [*SPEC[:column], value, *SPEC[column + 1 :]]], dtype=torch.int32)
 
 
+@pytest.mark.host
 @pytest.mark.parametrize("op", [views, reference], ids=["op", "reference"])
 @pytest.mark.parametrize(
     ("column", "value", "message"),
@@ -327,6 +340,7 @@ def test_specs_out_of_range(op, column, value, message):
         op(noise(8, 9), changed(column, value), BYTES, 4, True)
 
 
+@pytest.mark.host
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
@@ -347,6 +361,7 @@ def test_arguments_of_another_kind(arguments, error, message):
         views(**good | arguments)
 
 
+@pytest.mark.host
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
@@ -374,6 +389,7 @@ def test_make_views_messages(arguments, error, message):
         make_views(noise(8, 8), **arguments)
 
 
+@pytest.mark.host
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

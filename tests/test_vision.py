@@ -3,6 +3,8 @@
 import copy
 import threading
 
+import bounds
+import models
 import open_clip
 import pytest
 import torch
@@ -15,14 +17,14 @@ from tpt_fast.views.make import CLIP_MEAN, CLIP_STD, make_views
 from tpt_fast.vision import ImageEncoder
 from tpt_fast.vision.resnet import PooledQuery
 
-VISION = {"image_size": 32, "layers": 3, "width": 64, "patch_size": 8, "head_width": 32}
-RESNET = {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "head_width": 16, "patch_size": None}
-TEXT = {"context_length": 8, "vocab_size": 32, "width": 32, "heads": 2, "layers": 1}
+pytestmark = pytest.mark.numerics
+
+RESNET = {**models.RESNET, "width": 8, "head_width": 16}
+TEXT = {"context_length": 8, "vocab_size": 32, "width": 32, "layers": 1}
 
 
-def small(kind="CLIP", quick_gelu=False, vision=VISION, **changes):
-    torch.manual_seed(1)
-    model = getattr(open_clip.model, kind)(32, {**vision, **changes}, TEXT, quick_gelu=quick_gelu).eval()
+def small(kind="CLIP", quick_gelu=False, vision=models.VISION | {"layers": 3}, **changes):
+    model = models.clip(kind, vision={**vision, **changes}, text=TEXT, quick_gelu=quick_gelu)
     for name, p in model.visual.named_parameters():
         if p.dim() in (2, 3) or "class_embedding" in name:
             nn.init.normal_(p, std=0.2)
@@ -108,22 +110,26 @@ def theirs(model, views):
 
 
 def distance(got, want):
-    return float((got.double() - want).norm() / want.norm())
+    return float((got.detach().double() - want.detach()).norm() / want.detach().norm())
 
 
-@pytest.mark.parametrize(
-    ("dtype", "bound"), [(torch.float32, 1e-5), (torch.float64, 1e-10)], ids=["float32", "float64"]
-)
+def allowed(model, dtype=torch.float32):
+    """Relative error of features by rounding in the model's image tower."""
+    return bounds.rounding(bounds.chain(model.visual), dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 @pytest.mark.parametrize("name", ALL)
-def test_equals_encode_image(name, dtype, bound):
+def test_equals_encode_image(name, dtype):
     model = ALL[name]()
+    bound = allowed(model, dtype)
     views, encoder = views_for(model), ImageEncoder(model, dtype)
     got = encoder.encode(views)
     assert got.dtype == dtype
     assert got.shape == (3, 64 if name == "no projection" else 32)
     want = theirs(model.double(), views.double())
     assert distance(got, want) < bound
-    assert distance(want[0], want[1]) > 10 * bound  # or equality would say little
+    assert distance(want[0], want[1]) > 4 * bound  # or equality would say little
 
 
 @pytest.mark.parametrize("name", [*MODELS, *RESNETS])
@@ -172,8 +178,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("reason", CHANGES)
 def test_changed_towers_run_their_own_code(reason):
-    text = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
-    model = open_clip.model.CLIP(32, VISION, text).eval()
+    model = models.clip(vision={"layers": 3}, text={"width": 32})
     CHANGES[reason](model.visual)
     CHANGES[reason](model)
     encoder, text = ImageEncoder(model, torch.float32), TextEncoder(model, ["cat", "sea lion"])
@@ -181,10 +186,10 @@ def test_changed_towers_run_their_own_code(reason):
     assert reason in encoder.why_module
     assert reason in text.why_module
     views = views_for(model)
-    assert distance(encoder.encode(views), theirs(model, views)) < 1e-5
+    assert distance(encoder.encode(views), theirs(model, views)) < 2 * allowed(model)
     with torch.no_grad():
         own = model.encode_text(text.prompts.ids, normalize=True)
-    assert distance(text.initial()[0], own) < 1e-5
+    assert distance(text.initial()[0], own) < 2 * bounds.rounding(bounds.chain(model.transformer))
 
 
 def test_an_encode_image_of_its_own():
@@ -196,7 +201,7 @@ def test_an_encode_image_of_its_own():
     model.__class__ = Mirrored
     encoder, views = ImageEncoder(model, torch.float32), views_for(model)
     assert encoder.why_module == "Mirrored has an encode_image of its own"
-    assert distance(encoder.encode(views), theirs(model, views.flip(-1))) < 1e-5
+    assert distance(encoder.encode(views), theirs(model, views.flip(-1))) < 2 * allowed(model)
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -210,7 +215,7 @@ def test_module_with_a_reason(name):
 @pytest.mark.parametrize("name", ["gelu", "quick gelu", "layer scale"])
 def test_half_types_are_no_further_than_the_module(name, dtype):
     got, module = distances_of_half_types(ALL[name](), dtype)
-    assert 0 < got < 1.02 * module
+    assert 0 < got < (1 + 8 / (2 * 16 * 32) ** 0.5) * module  # sizes known from 16 x 32 errors
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -223,7 +228,7 @@ def test_half_types_of_a_folded_resnet_are_no_further_than_the_module(dtype):
         both.append(distances_of_half_types(used(model), dtype))
     both = torch.tensor(both)
     assert (both > 0).all()
-    assert both[:, 0].mean() < 1.02 * both[:, 1].mean()
+    assert both[:, 0].mean() < (1 + 8 / (2 * 12 * 16 * 32) ** 0.5) * both[:, 1].mean()
 
 
 def distances_of_half_types(model, dtype):
@@ -271,7 +276,7 @@ def test_groups_of_views_do_not_matter(name, size, monkeypatch):
     views, encoder = views_for(model, 7), ImageEncoder(model, torch.float64)
     whole = encoder.encode(views)
     monkeypatch.setattr(f"tpt_fast.vision.{size}", 1)
-    torch.testing.assert_close(encoder.encode(views), whole, rtol=1e-12, atol=1e-12)
+    assert distance(encoder.encode(views), whole) < 2 * allowed(model, torch.float64)
 
 
 @pytest.mark.parametrize("name", ["gelu", "patch bias"])
@@ -285,7 +290,8 @@ def test_views_that_come_cut_into_patches(name):
     assert torch.equal(encoder.encode(cut), encoder.encode(views))
     convolved = model.visual.conv1(views).flatten(2).transpose(1, 2)
     weight, bias = model.visual.conv1.weight.flatten(1), model.visual.conv1.bias
-    torch.testing.assert_close(nn.functional.linear(cut, weight, bias), convolved, rtol=1e-5, atol=1e-5)
+    product = bounds.product(cut, weight, bias)
+    bounds.assert_within(nn.functional.linear(cut, weight, bias), convolved, 2 * product)
 
 
 @pytest.mark.parametrize("name", ["patches that leave a margin", "resnet"])
@@ -299,7 +305,7 @@ def test_strided_and_few_views():
     encoder = ImageEncoder(model, torch.float32)
     views = views_for(model, 4)
     strided = views.contiguous(memory_format=torch.channels_last)[::2]
-    torch.testing.assert_close(encoder.encode(strided), encoder.encode(views[::2].contiguous()))
+    assert distance(encoder.encode(strided), encoder.encode(views[::2].contiguous())) < 2 * allowed(model)
     assert encoder.encode(views[:0]).shape == (0, 32)
     assert encoder.encode(views[:1]).shape == (1, 32)
 
@@ -319,7 +325,7 @@ def test_pooled_query_is_the_first_of_all():
     torch.manual_seed(0)
     pool = open_clip.modified_resnet.AttentionPool2d(3, 32, 4, 16).double()
     x = torch.randn(2, 32, 3, 3, dtype=torch.float64)
-    torch.testing.assert_close(PooledQuery(pool)(x), pool(x), rtol=1e-12, atol=1e-12)
+    assert distance(PooledQuery(pool)(x), pool(x)) < 2 * bounds.rounding(bounds.chain(pool, 10), torch.float64)
 
 
 def test_views_of_another_shape():
@@ -345,7 +351,7 @@ def test_a_resnet_with_another_pooling_runs_by_its_own_code():
     assert encoder.engine == "module"
     assert encoder.why_module == "the image tower has a Sequential, not open_clip's AttentionPool2d"
     views = views_for(model)
-    assert distance(encoder.encode(views), theirs(model, views)) < 1e-6
+    assert distance(encoder.encode(views), theirs(model, views)) < 2 * allowed(model)
 
 
 def test_models_that_are_refused():

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .tuner import Tuner as Tuner
     from .tuner import tune as tune
     from .views.crops import draw_boxes as draw_boxes
+    from .views.decode import ImageLike as ImageLike
     from .views.decode import load_image as load_image
     from .views.make import make_views as make_views
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "BackendWarning": "extension.load",
     "BuildError": "extension.toolkit",
+    "ImageLike": "views.decode",
     "Prediction": "result",
     "TextEncoder": "text",
     "TuneConfig": "config",

@@ -1,40 +1,82 @@
-"""Files that are whole or not there."""
+"""Atomic writes: a file is whole or as it was, whoever writes beside us and whenever the power goes."""
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import secrets
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
 @contextmanager
-def written_aside(path: str | os.PathLike) -> Iterator[Path]:
-    """A name to write to, with the ending of ``path``; it takes ``path``'s place if nothing is raised.
+def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
+    """A new, empty file beside ``path`` to write to, with its ending; it takes ``path``'s place if nothing is raised.
 
-    Where ``path`` is a link, what it leads to is replaced.
+    Its name is this writer's own and nobody can predict it. It has the permissions of the file that it replaces, or of
+    any new file. Where ``path`` is a link, what it leads to is replaced.
 
     Raises:
-        OSError: ``path`` is there and is not a regular file.
+        OSError: ``path`` is there and is not a regular file, or cannot be written.
     """
-    target, aside = _places(path)
+    target = _target(path)
+    aside = _create_beside(target)
     try:
         yield aside
+        _sync(aside)
+        with suppress(FileNotFoundError):
+            shutil.copymode(target, aside)
         os.replace(aside, target)
+        with suppress(OSError):  # a folder that may not be read, a file system that knows no such thing
+            _sync(target.parent)
     finally:
         aside.unlink(missing_ok=True)
 
 
+@contextmanager
+def locked(path: str | os.PathLike) -> Iterator[None]:
+    """Alone among those who ask for the same ``path``: for reading it, changing it and writing it again.
+
+    The lock is the file ``.NAME.lock`` beside it, which stays. Not filelock's, which waits for ever in a folder
+    where nothing can be made.
+
+    Raises:
+        OSError: the lock cannot be made there.
+    """
+    target = _target(path)
+    lock = os.open(target.with_name(f".{target.name}.lock"), os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o666)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
+
+
 def check_writable(path: str | os.PathLike) -> None:
-    """Raise now the OSError that writing ``path`` aside would raise; it leaves nothing behind."""
-    _, aside = _places(path)
-    aside.touch()
-    aside.unlink()
+    """Raise now the OSError that :func:`atomic_write` would raise; it leaves nothing behind."""
+    _create_beside(_target(path)).unlink()
 
 
-def _places(path: str | os.PathLike) -> tuple[Path, Path]:
+def _target(path: str | os.PathLike) -> Path:
     target = Path(os.path.realpath(path))
     if target.exists() and not target.is_file():
         raise OSError(errno.EEXIST, "it is not a regular file", os.fspath(path))
-    return target, target.with_name(f".{target.name}.tmp{Path(path).suffix}")
+    return target
+
+
+def _create_beside(target: Path) -> Path:
+    """O_EXCL fails at a name that is taken, by a link too."""
+    aside = target.with_name(f".tpt-fast-{secrets.token_hex(8)}{target.suffix}")
+    os.close(os.open(aside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    return aside
+
+
+def _sync(path: Path) -> None:
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)

@@ -160,7 +160,7 @@ class TuneConfig:
         from .methods.choice import check_shared
 
         chosen = self._chosen()
-        if not isinstance(self.method, str) or len(chosen) > 1:
+        if not isinstance(self.method, str):
             one = len(chosen) == 1 and chosen[0][0] == getattr(chosen[0][1], "name", chosen[0][1])
             object.__setattr__(self, "method", chosen[0][1] if one else chosen)  # which can be hashed
         check_shared(chosen, vars(self), {each.name: each.default for each in fields(self)})

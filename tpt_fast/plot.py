@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from ._files import written_aside
+from ._files import atomic_write
 from .result import TuneResult
 
 
@@ -61,6 +61,6 @@ def plot(result: TuneResult, path: str | os.PathLike | None = None, classes: int
     axes.legend(frameon=False)
     if path is not None:
         path = Path(path)
-        with written_aside(path if path.suffix else path.with_suffix(".png")) as aside:
+        with atomic_write(path if path.suffix else path.with_suffix(".png")) as aside:
             figure.savefig(aside, dpi=110)
     return figure

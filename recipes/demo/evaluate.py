@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from tpt_fast._files import written_aside
+from tpt_fast._files import atomic_write
 from tpt_fast.demo import load, weights
 
 from .corruptions import KINDS, corrupt
@@ -97,7 +97,7 @@ def main(
         row |= dict(torch=torch.__version__, python=platform.python_version(), machine=platform.machine())
         rows.append(row | dict(cores=os.cpu_count()))
         for path, text in ((out, json.dumps(rows, indent=1)), (out.with_suffix(".md"), markdown(rows))):
-            with written_aside(path) as aside:
+            with atomic_write(path) as aside:
                 aside.write_text(f"{text}\n")
     print(markdown(rows))
 

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
 from torch import Tensor, nn
 
-from tpt_fast._files import written_aside
+from tpt_fast._files import atomic_write
 from tpt_fast.demo import weights
 
 from . import captions
@@ -239,7 +239,7 @@ def save_checkpoint(
         epoch=epoch,
         seconds=seconds,
     )
-    with written_aside(path) as aside:
+    with atomic_write(path) as aside:
         torch.save(state, aside)
 
 

@@ -7,6 +7,7 @@ import elsewhere
 import pytest
 import torch
 
+from tpt_fast import ops  # noqa: F401 (which defines them)
 from tpt_fast.extension import load
 
 from .move import moved

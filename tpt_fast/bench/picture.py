@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from .._files import written_aside
+from .._files import atomic_write
 from .rows import Row
 
 
@@ -38,5 +38,5 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     axes.set(yticks=range(len(ours)), yticklabels=ours, xlabel="seconds an image")
     axes.invert_yaxis()
     figure.legend(loc="outside right upper", fontsize="small")
-    with written_aside(path) as aside:
+    with atomic_write(path) as aside:
         figure.savefig(aside, dpi=150)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .._files import written_aside
+from .._files import atomic_write, locked
 from .._machine import cpu_name
 
 Row = dict[str, Any]
@@ -118,13 +118,16 @@ def read(path: Path) -> list[Row]:
 
 
 def write(path: Path, rows: Iterable[Row]) -> None:
-    """Replace what ``path`` says of the same cases, backends and machine, and keep the rest; see :func:`read`."""
+    """Replace what ``path`` says of the same cases, backends and machine, and keep the rest; see :func:`read`.
+
+    Several processes may write to one file.
+    """
 
     def key(row: Row) -> tuple:
         return tuple(row.get(name) for name in KEY)
 
     new = {key(row): row for row in rows}
     path.parent.mkdir(parents=True, exist_ok=True)
-    with written_aside(path) as aside:
+    with locked(path), atomic_write(path) as aside:
         kept = [row for row in read(path) if key(row) not in new]
         aside.write_text("".join(json.dumps(row) + "\n" for row in [*kept, *new.values()]), "utf-8")

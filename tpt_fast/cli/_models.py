@@ -9,31 +9,49 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import typer
 
-from ._shared import err, remark, stop
+from ._shared import remark, stop, waiting
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
+RANDOM = "none"  #: weights, by saying so
+
 
 class Loaded(NamedTuple):
-    """``classnames``: those the model was made for, where that is known."""
+    """``classnames``: those that the model was made for, where that is known."""
 
     model: nn.Module
     tokenizer: Callable
-    classnames: tuple[str, ...] | None
+    classnames: tuple[str, ...] = ()
 
 
-def load_model(name: str | None, pretrained: str | None, device: str | None) -> Loaded:
-    """The demo model where no ``name`` is given; a wrong name or tag is bad usage, a failed download is not."""
+def load_demo(device: str | None = "cpu") -> Loaded:
+    """What ``tpt_fast.demo.load()`` gives, without the seconds that importing open_clip takes."""
+    import torch
+
+    from ..demo import CLASSNAMES, weights
+    from ..demo.clip import CLIP, tokenizer
+
     place = place_of(device)
-    if name is None:
-        if pretrained is not None:
-            raise typer.BadParameter("it goes with --model NAME", param_hint="--pretrained")
-        return _demo(place)
+    with torch.random.fork_rng(devices=[]):
+        model = CLIP(**weights.read_config())
+    try:
+        weights.load_weights(model)
+    except FileNotFoundError as error:
+        stop(f"the demo model's weights are missing from this installation: {error}")
+    return Loaded(model.to(place).eval().requires_grad_(False), tokenizer(), CLASSNAMES)
+
+
+def load_model(name: str, pretrained: str | None, device: str | None) -> Loaded:
+    """One of open_clip's; a wrong name or tag is bad usage, a failed download is not."""
+    place = place_of(device)
 
     import open_clip
 
+    if pretrained == RANDOM:
+        check_name(name)
+        return _random(name, place)
     if not name.startswith(("hf-hub:", "local-dir:")):
         check_name(name)
         _check_weights(name, pretrained)
@@ -43,28 +61,24 @@ def load_model(name: str | None, pretrained: str | None, device: str | None) -> 
     if quick_gelu:
         remark(f"{pretrained} weights were trained with QuickGELU: using it ({name}-quickgelu)")
     try:
-        with err.status(f"loading {name}"):
+        with waiting(f"loading {name}"):
             model = open_clip.create_model(name, pretrained=pretrained, device=place, force_quick_gelu=quick_gelu)
             tokenizer = open_clip.get_tokenizer(name)
     except Exception as error:  # a download, a file, a Hugging Face library that is missing: open_clip raises anything
         stop(f"{name} with weights {pretrained} cannot be loaded: {error}")
-    return Loaded(model.eval(), tokenizer, None)
+    return Loaded(model.eval(), tokenizer)
 
 
-def _demo(place: torch.device) -> Loaded:
-    """What ``tpt_fast.demo.load()`` gives, without the seconds that importing open_clip takes."""
-    import torch
+def _random(name: str, place: torch.device) -> Loaded:
+    from ..bench.case import RandomModel
 
-    from ..demo import CLASSNAMES, weights
-    from ..demo.clip import CLIP, tokenizer
-
-    with torch.random.fork_rng(devices=[]):
-        model = CLIP(**weights.read_config())
+    remark(f"{name} with random weights: its labels mean nothing")
     try:
-        weights.load_weights(model)
-    except FileNotFoundError as error:
-        stop(f"the demo model's weights are missing from this installation: {error}")
-    return Loaded(model.to(place).eval().requires_grad_(False), tokenizer(), CLASSNAMES)
+        with waiting(f"making {name}"):
+            random = RandomModel.of(name, place)
+    except Exception as error:  # open_clip raises anything
+        stop(f"{name} cannot be made: {error}")
+    return Loaded(random.model, random.tokenizer)
 
 
 def place_of(device: str | None) -> torch.device:
@@ -96,7 +110,8 @@ def _check_weights(name: str, pretrained: str | None) -> None:
     known = ", ".join(tags) or "none"
     if not pretrained:
         raise typer.BadParameter(
-            f"{name} needs weights: a file, or a tag of it (there are: {known})", param_hint="--pretrained"
+            f"{name} needs weights: a file, or a tag of it (there are: {known}), or {RANDOM!r} for random ones",
+            param_hint="--pretrained",
         )
     if pretrained not in tags and not os.path.isfile(pretrained):
         raise typer.BadParameter(

@@ -1,18 +1,20 @@
-"""What the commands share: consoles, exit codes, progress, the kernels, rows of results."""
+"""What the commands share: consoles, exit codes, messages, progress, the kernels."""
 
 from __future__ import annotations
 
 import json
 import math
+import os
+import sys
 import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -23,14 +25,22 @@ if TYPE_CHECKING:
     import torch
 
     from ..extension.load import Backend
-    from ..result import TuneResult
-    from ..tuner import Tuner
 
 BAD_USAGE, ENVIRONMENT = 2, 3  #: exit codes; 0 is success
 IMAGE_FAILED = ANSWERS_DIFFER = 1
+READABLE = 60  # columns of a terminal in which a table can be read folded
 
 out = Console()
 err = Console(stderr=True)  # progress and remarks: stdout holds results and nothing else
+
+
+def shown(text: str) -> str:
+    """``text`` with escapes in place of what a terminal would obey: control characters, changes of direction."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def shown_lines(text: str) -> str:
+    return "\n".join(map(shown, text.split("\n")))
 
 
 def stop(message: str, code: int = ENVIRONMENT) -> NoReturn:
@@ -40,11 +50,11 @@ def stop(message: str, code: int = ENVIRONMENT) -> NoReturn:
 
 
 def complain(message: str) -> None:
-    err.print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
+    err.print(Text.assemble(("error: ", "bold red"), shown_lines(message)), soft_wrap=True)
 
 
 def remark(message: str) -> None:
-    err.print(Text(message, "dim"), soft_wrap=True)
+    err.print(Text(shown_lines(message), "dim"), soft_wrap=True)
 
 
 @contextmanager
@@ -59,12 +69,22 @@ def environment() -> Iterator[None]:
 
 
 @contextmanager
-def usage(option: str | None = None) -> Iterator[None]:
-    """Turns what the library says of an option's value into bad usage."""
+def usage(option: str | Callable[[str], str | None] | None = None, *, anything: bool = False) -> Iterator[None]:
+    """Turns what the library says of an option's value into bad usage.
+
+    Args:
+        option: its name, or a function that finds it in the message.
+        anything: whatever is raised, but for problems of the machine, is about the option.
+    """
     try:
         yield
-    except (TypeError, ValueError) as error:
-        raise typer.BadParameter(str(error), param_hint=option) from error
+    except Exception as error:
+        if not isinstance(error, (TypeError, ValueError)) and (
+            not anything or isinstance(error, (ImportError, BuildError, typer.Exit))
+        ):
+            raise
+        message = str(error) if isinstance(error, (TypeError, ValueError)) else f"{type(error).__name__}: {error}"
+        raise typer.BadParameter(message, param_hint=option(message) if callable(option) else option) from error
 
 
 def check_picture(path: Path, option: str) -> None:
@@ -86,9 +106,23 @@ def check_picture(path: Path, option: str) -> None:
         raise typer.BadParameter(f"{path} cannot be written: {error.strerror}", param_hint=option) from error
 
 
+class TimeLeft(ProgressColumn):
+    """An estimate from the first step on."""
+
+    def render(self, task: Task) -> Text:
+        if not task.completed or task.total is None or task.elapsed is None:
+            return Text("-:--:-- left")
+        return Text(f"{clock(task.elapsed / task.completed * (task.total - task.completed))} left", "cyan")
+
+
+def clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
+
+
 def progress_bar() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=err, transient=True)
+    described = TextColumn("{task.description}", markup=False)
+    return Progress(described, BarColumn(), MofNCompleteColumn(), TimeLeft(), console=err, transient=True)
 
 
 def kernels(device: torch.device | str = "cpu") -> Backend:
@@ -110,7 +144,7 @@ def kernels(device: torch.device | str = "cpu") -> Backend:
 def compiling() -> Iterator[Any]:
     """A callback for :func:`tpt_fast.extension.load.ensure` that draws a bar once there is something to compile."""
     with progress_bar() as bar:
-        tasks = []
+        tasks: list[TaskID] = []
 
         def advance(done: int, total: int) -> None:
             tasks[:] = tasks or [bar.add_task("compiling the kernels, once", total=total)]
@@ -119,98 +153,57 @@ def compiling() -> Iterator[Any]:
         yield advance
 
 
+@contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """A spinner on a terminal."""
+    with err.status(Text(shown(what))):
+        yield
+
+
+def check_stdout() -> None:
+    """Results that nobody could see are not computed."""
+    if sys.stdout is None:
+        stop("standard output is closed: the results have no place to go")
+
+
+@contextmanager
+def _to_stdout() -> Iterator[None]:
+    """A reader that has gone, as ``head`` does, ends the command with a message instead of silently."""
+    try:
+        yield
+    except BrokenPipeError:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())  # or Python tries to write the rest once more
+        stop("standard output was closed by its reader: results are lost")
+
+
 def json_line(record: dict[str, Any]) -> None:
-    typer.echo(json.dumps(_finite(record), allow_nan=False))
+    with _to_stdout():
+        typer.echo(json.dumps(finite(record), allow_nan=False))
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """NaN and infinities are not JSON: null in their place."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def run(
-    tuner: Tuner,
-    files: Iterable[Path],
-    *,
-    as_json: bool,
-    top: int = 5,
-    pictures: dict[Path, Path] | None = None,
-    base: Path | None = None,
-) -> int:
-    """Tune for each file and show the rows: a table at the end, or a JSON line each at once.
-
-    Args:
-        pictures: where to save the plot of which files.
-        base: folder that the files' names are shown relative to.
-
-    Returns:
-        How many files failed; the reason stands in the row of each.
-    """
-    from PIL.Image import DecompressionBombWarning
-
-    warnings.simplefilter("ignore", DecompressionBombWarning)  # large photographs are welcome
-    files, pictures, rows = list(files), pictures or {}, []
-    try:
-        with progress_bar() as bar, closing(tuner.map(files, keep_views=bool(pictures))) as results:
-            for file, result in bar.track(zip(files, results, strict=True), len(files), description="tuning"):
-                name = str(file.relative_to(base) if base else file)
-                row = _row(name, result, top) if result.error is None else {"file": name, "error": str(result.error)}
-                if file in pictures and result.error is None:
-                    try:
-                        result.plot(pictures[file])
-                    except OSError as error:
-                        row["error"] = f"{pictures[file]} cannot be written: {error.strerror or error}"
-                rows.append(row)
-                if as_json:
-                    json_line(row)
-    finally:  # an interrupted run shows what it has
-        if not as_json and rows:
-            out.print(_table(rows))
-    return sum("error" in row for row in rows)
+def print_table(table: Table, console: Console = out) -> None:
+    """Fold it on a terminal; in a file, a pipe or a terminal too narrow for that its lines are as long as they are."""
+    wide = console.options.update(width=1_000_000)
+    natural = console.measure(table, options=wide).maximum
+    folds = console.file.isatty() and console.width >= READABLE
+    with _to_stdout():
+        if folds:
+            console.print(table)
+        else:
+            Console(file=console.file, width=natural, height=console.height).print(table)  # both, or a dumb one has 80
 
 
-def _row(name: str, result: TuneResult, top: int) -> dict[str, Any]:
-    best = result.topk(1)[0]
-    return {
-        "file": name,
-        "label": best.label,
-        "index": best.index,
-        "prob": best.prob,
-        "zero_shot_label": result.zero_shot_label,
-        "zero_shot_prob": result.zero_shot_probs.max().item(),
-        "entropy_before": result.extra.get("loss"),
-        "entropy_after": result.extra.get("loss_after"),
-        "status": result.status,
-        "ms": 1e3 * result.timings["total"],
-        "top": [prediction._asdict() for prediction in result.topk(top)],
-        "engines": result.engines,
-        "by_method": {name: each.topk(1)[0]._asdict() for name, each in result.by_method.items()},
-    }
-
-
-def _table(rows: list[dict[str, Any]]) -> Table:
-    table = Table("file", "label", "prob", "zero-shot", "prob", "entropy", "ms")
-    for column in table.columns:
-        column.overflow = "fold"  # cut nothing off: the table may be written to a file
-    for index in (2, 4, 6):
-        table.columns[index].justify = "right"
-    for row in rows:
-        if "error" in row:
-            table.add_row(Text(row["file"]), Text(row["error"], "red"))
-        if "label" not in row:
-            continue
-        changed = row["label"] != row["zero_shot_label"]
-        table.add_row(
-            Text(row["file"]),
-            Text(row["label"] + (" (skipped)" if row["status"] == "skipped" else ""), "bold"),
-            f"{row['prob']:.1%}",
-            Text(row["zero_shot_label"], "yellow" if changed else ""),
-            f"{row['zero_shot_prob']:.1%}",
-            "" if row["entropy_before"] is None else f"{row['entropy_before']:.3f} → {row['entropy_after']:.3f}",
-            f"{row['ms']:.0f}",
-        )
-    return table
+def print_lines(*lines: Text) -> None:
+    with _to_stdout():
+        for line in lines:
+            out.print(line, soft_wrap=True)

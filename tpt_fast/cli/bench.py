@@ -1,64 +1,57 @@
-"""``tpt-fast bench``: what tpt_fast gains on this machine."""
+"""``tpt-fast bench``: whole images of open_clip's models against the published algorithm."""
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from . import _models, _shared
-from ._bench_models import Options, check, measure
 
-_MODELS, _OUTPUT = "Models of open_clip", "Output"
+if TYPE_CHECKING:
+    import torch
+
+    from ..bench.case import Case
+    from ..bench.rows import Row
+
+_OUTPUT = "Output"
+
+
+class Options(NamedTuple):
+    """What is measured, and how."""
+
+    models: list[str]
+    classes: list[int]
+    repeats: int
+    published: bool
+    device: str | None
+    precision: str
+    seconds: float
+    images: int
 
 
 def bench(
-    repeats: Annotated[int, typer.Option(min=3, help="Timed calls of each, taking turns; the medians count.")] = 9,
-    model: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME", help="An open_clip model to measure; may be repeated.", rich_help_panel=_MODELS),
-    ] = None,
+    model: Annotated[list[str], typer.Option(metavar="NAME", help="An open_clip model to measure; may be repeated.")],
     classes: Annotated[
-        list[int] | None,
-        typer.Option(
-            min=2,
-            max=1000,
-            help="So many of ImageNet's names; may be repeated. Default: 10, 200 and 1000.",
-            rich_help_panel=_MODELS,
-            show_default=False,
-        ),
-    ] = None,
+        list[int], typer.Option(min=2, max=1000, help="So many of ImageNet's names; may be repeated.")
+    ] = [10, 200, 1000],  # noqa: B006 (typer copies it)
+    repeats: Annotated[int, typer.Option(min=3, help="Timed calls of each, taking turns; the medians count.")] = 9,
     device: Annotated[
-        str | None,
-        typer.Option(metavar="DEVICE", help="Default: cuda if there is a GPU, else cpu.", rich_help_panel=_MODELS),
+        str | None, typer.Option(metavar="DEVICE", help="Default: cuda if there is a GPU, else cpu.")
     ] = None,
-    precision: Annotated[
-        str | None, typer.Option(help="fp32, fp16 or bf16. Default: fp32.", rich_help_panel=_MODELS)
-    ] = None,
+    precision: Annotated[str, typer.Option(help="fp32, fp16 or bf16.")] = "fp32",
     seconds: Annotated[
-        float | None,
-        typer.Option(
-            min=0,
-            help="About the most that the timed calls of one row take together; one is made at least. Default: 60.",
-            rich_help_panel=_MODELS,
-        ),
-    ] = None,
-    images: Annotated[
-        int | None,
-        typer.Option(
-            min=0, help="Images of a batch and of a stream; 0 leaves both out. Default: 4.", rich_help_panel=_MODELS
-        ),
-    ] = None,
-    skip_published: Annotated[
-        bool, typer.Option("--skip-published", help="Without the published algorithm.", rich_help_panel=_MODELS)
-    ] = False,
+        float,
+        typer.Option(min=0, help="About the most that the timed calls of one row take together; at least one is made."),
+    ] = 60.0,
+    images: Annotated[int, typer.Option(min=0, help="Images of a batch and of a stream; 0 leaves both out.")] = 4,
+    skip_published: Annotated[bool, typer.Option("--skip-published", help="Without the published algorithm.")] = False,
     as_json: Annotated[
-        bool,
-        typer.Option("--json", help="One JSON object a line for each comparison or row.", rich_help_panel=_OUTPUT),
+        bool, typer.Option("--json", help="One JSON object a line for each row.", rich_help_panel=_OUTPUT)
     ] = False,
     rows: Annotated[
         Path | None,
@@ -76,82 +69,165 @@ def bench(
         ),
     ] = None,
 ) -> None:
-    """Time tpt_fast against the published algorithm in plain PyTorch and PIL.
+    """Time whole images of open_clip's models against the published algorithm in plain PyTorch and PIL.
 
-    Without --model in seconds, on the demo model and the CPU; with it whole images of 64 views by open_clip's models,
-    with random weights, on which speed does not depend, and both sides' answers are compared.
+    64 views, random weights, on which speed does not depend; both sides' answers are compared. `tpt-fast bench-demo`
+    takes seconds.
 
     Exit codes: 0 all fine, 1 answers differ, 2 bad usage, 3 a problem of the environment.
     """
+    _shared.check_stdout()
     with _shared.environment():
-        if model:
-            options = {"device": device, "precision": precision, "seconds": seconds, "images": images}
-            given = {name: value for name, value in options.items() if value is not None}
-            options = Options(model, classes or [10, 200, 1000], repeats, not skip_published, **given)
-            measure(options, check(options, rows, plot), as_json, rows, plot)
-            return
-        needs = {"--classes": classes, "--device": device, "--precision": precision, "--seconds": seconds}
-        needs |= {"--images": images, "--skip-published": skip_published or None, "--rows": rows, "--plot": plot}
-        for name, value in needs.items():
-            if value is not None:
-                raise typer.BadParameter("it goes with --model NAME", param_hint=name)
-        _demo(repeats, as_json)
+        options = Options(model, classes, repeats, not skip_published, device, precision, seconds, images)
+        measure(options, check(options, rows, plot), as_json, rows, plot)
 
 
-def _demo(repeats: int, as_json: bool) -> None:
-    """The quick comparison: one image, its views, the objective."""
+def check(options: Options, rows: Path | None, plot: Path | None) -> torch.device:
+    """Find bad usage now, before hours of measuring; returns the device."""
+    from ..config import TuneConfig
+
+    with _shared.usage("--precision"):
+        TuneConfig(precision=options.precision)
+    place = _models.place_of(options.device)
+    if plot is not None:
+        _shared.check_picture(plot, "--plot")
+    for name in options.models:
+        _models.check_name(name)
+    if rows is not None:
+        from ..bench.rows import write
+
+        try:
+            with _shared.usage("--rows"):
+                write(rows, [])  # as it will be written after every row
+        except OSError as error:
+            raise typer.BadParameter(f"{rows} cannot be written: {error.strerror}", param_hint="--rows") from error
+    return place
+
+
+def measure(options: Options, place: torch.device, as_json: bool, file: Path | None, plot: Path | None) -> None:
+    """Measure every case and show its rows: a table at the end, or a JSON line each at once.
+
+    ``file`` has each row as soon as it is measured, and an interrupted run shows what it has. Answers that differ make
+    no rows; the other cases go on, and the exit code is 1.
+    """
     import torch
-    from PIL import Image
 
-    from .. import ops
-    from ..bench.turns import take_turns
-    from ..demo import PHOTO_FOLDER
-    from ..methods import published as published
-    from ..models.preprocessing import Preprocessing
-    from ..tuner import Tuner
-    from ..views.make import make_views
+    from ..bench.agreement import Disagreement
+    from ..bench.case import MODES, STARTS
+    from ..bench.measure import many_images, one_image
+    from ..bench.rates import full_float32
 
-    loaded = _models.load_model(None, None, "cpu")
-    backend = _shared.kernels()
-    tuner = Tuner(loaded.model, loaded.classnames, tokenizer=loaded.tokenizer)
-    photo = Image.open(PHOTO_FOLDER / "cat.jpg").convert("RGB")
-    logits = torch.randn(64, 1000, generator=torch.Generator().manual_seed(0)) * 4
-    leaf = logits.clone().requires_grad_()
+    _shared.kernels(place)
+    full_float32()
+    times: dict[str, Any] = {"repeats": options.repeats, "seconds": options.seconds}
+    parts = [*STARTS, *MODES] if options.images else STARTS
+    total = len(options.models) * len(options.classes) * len(parts)
+    rows: list[Row] = []
+    wrong = 0
+    try:
+        with _shared.progress_bar() as bar:
+            task = bar.add_task("", total=total)
+            for case in _cases(options, place, lambda doing: bar.update(task, description=doing)):
+                published = options.published and _can_be_published(case)
+                for part in parts:
+                    bar.update(task, description=case.title(part))
+                    try:
+                        if part in STARTS:
+                            new = one_image(case, part, published=published, **times)
+                        else:
+                            new = many_images(case, part, options.images, **times)
+                    except Disagreement as error:
+                        _shared.complain(f"{case.title(part)}: {error}")
+                        wrong, new = wrong + 1, []
+                    except torch.OutOfMemoryError as error:
+                        _shared.stop(f"{case.title(part)}: {error}".partition("\n")[0])
+                    rows += new
+                    if file is not None:
+                        _keep(new, file)
+                    for row in new if as_json else ():
+                        _shared.json_line(row)
+                    bar.advance(task)
+                del case  # before the next one's tensors
+    except KeyboardInterrupt:
+        where = f", which are in {file}" if file is not None else ""
+        _shared.remark(f"interrupted after {len(rows)} rows{where}")
+        raise
+    finally:
+        if rows and not as_json:
+            _shared.print_table(_table(rows))
+        if plot is not None and rows:
+            _draw(rows, plot)
+    if wrong:
+        _shared.stop(f"answers differ in {wrong} of {total} measurements", _shared.ANSWERS_DIFFER)
 
-    def plain_objective() -> None:
-        kept = leaf[published.view_entropies(leaf.detach()).argsort()[:6]]
-        torch.autograd.grad(published.marginal_entropy(kept), leaf)
 
-    def plain_image() -> None:
-        published.tpt(loaded.model, photo, loaded.classnames, loaded.tokenizer)
+def _cases(options: Options, place: torch.device, say: Callable[[str], None]) -> Iterator[Case]:
+    from ..bench.case import Case, RandomModel
 
-    def plain_views() -> None:
-        published.pil_views(photo, 64, Preprocessing(224))
-
-    comparisons: dict[str, tuple[Callable, Callable]] = {
-        f"one image, 64 views of 32 px, {len(loaded.classnames)} classes": (lambda: tuner(photo), plain_image),
-        f"views: 64 of 224 px from {photo.width} x {photo.height}": (lambda: make_views(photo), plain_views),
-        "objective: 64 x 1000, with gradient": (lambda: ops.objective(logits, 6), plain_objective),
-    }
-    rows = []
-    with _shared.progress_bar() as bar:
-        for what, (ours, peer) in bar.track(comparisons.items(), len(comparisons), description="timing"):
-            runs = {"ms": ours, "peer_ms": peer}
-            take_turns(runs, 1)  # warms up
-            row = {name: 1e3 * statistics.median(taken) for name, taken in take_turns(runs, repeats).items()}
-            row = {"what": what, **row, "ratio": row["peer_ms"] / row["ms"], "repeats": repeats}
-            rows.append({**row, "backend": backend.name, "threads": torch.get_num_threads()})
-            if as_json:
-                _shared.json_line(rows[-1])
-    if not as_json:
-        _shared.out.print(_table(rows))
+    for name in options.models:
+        say(f"making {name}")
+        try:
+            random = RandomModel.of(name, place)
+        except Exception as error:  # a download, a Hugging Face library that is missing: open_clip raises anything
+            _shared.stop(f"{name} cannot be made: {error}")
+        for classes in options.classes:
+            say(f"{name}, encoding {classes} class names")
+            try:
+                case = Case(random, classes, options.precision)
+            except (TypeError, ValueError) as error:
+                _shared.stop(f"{name} cannot be tuned: {error}")
+            yield case
+            del case
+        del random
 
 
-def _table(rows: list[dict[str, Any]]) -> Table:
-    table = Table("", "tpt_fast, ms", "plain PyTorch and PIL, ms", "times faster", caption="medians")
-    table.columns[0].overflow = "fold"
+def _can_be_published(case: Case) -> bool:
+    if reason := case.unpublished():
+        _shared.remark(f"{case.title('published')}: left out, {reason}")
+    return reason is None
+
+
+def _keep(rows: list[Row], file: Path) -> None:
+    from ..bench.rows import write
+
+    try:
+        write(file, rows)
+    except OSError as error:  # a full disk
+        _shared.stop(f"{file} cannot be written: {error.strerror}")
+
+
+def _draw(rows: list[Row], plot: Path) -> None:
+    from ..bench.picture import draw
+
+    try:
+        draw(rows, plot)
+    except OSError as error:
+        _shared.stop(f"{plot} cannot be written: {error.strerror or error}")
+
+
+def _table(rows: list[Row]) -> Table:
+    machine = f"{rows[0]['gpu'] or rows[0]['cpu']}, {rows[0]['threads']} threads, torch {rows[0]['torch']}"
+    headings = "case", "", "median", "20 %, 80 %", "images/s", "peak MB", "ratio", "floors"
+    caption = f"{machine}; ratio: to tpt_fast; floors: times the time of its matrix products at this machine's rate"
+    table = Table(*headings, caption=caption, box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    table.columns[0].overflow = "fold"  # cut nothing off: the table may be written to a file
     for column in table.columns[1:]:
-        column.justify = "right"
-    for row in rows:
-        table.add_row(row["what"], f"{row['ms']:.2f}", f"{row['peer_ms']:.2f}", f"{row['ratio']:.1f}")
+        column.no_wrap, column.justify = True, "right"
+    for case in dict.fromkeys(row["case"] for row in rows):
+        lines = [_line(row) for row in rows if row["case"] == case]
+        table.add_row(case, *map("\n".join, zip(*lines, strict=True)))
     return table
+
+
+def _line(row: Row) -> list[str]:
+    from ..bench.rows import duration
+
+    return [
+        row["backend"],
+        duration(row["median"]),
+        f"{duration(row['q20'])}, {duration(row['q80'])}",
+        f"{row['images_per_s']:.3g}",
+        "?" if row["peak_mb"] is None else f"{row['peak_mb']}",
+        f"{row['ratio']:.1f}",
+        f"{row['over_floor']:.2f}" if "over_floor" in row else "",
+    ]

@@ -21,26 +21,28 @@ def demo(
 
     The demo model knows ten classes, which only the cat is among: see how unsure it is of the others.
     """
+    _shared.check_stdout()
     with _shared.environment():
         from importlib.util import find_spec
 
         from ..demo import PHOTO_FOLDER, PHOTOS
         from ..tuner import Tuner
+        from ._run import run
 
         if out is not None:
             _shared.check_picture(out, "--out")
-        loaded = _models.load_model(None, None, "cpu")
+        loaded = _models.load_demo()
         _shared.kernels()
         tuner = Tuner(loaded.model, loaded.classnames, tokenizer=loaded.tokenizer)
         files = [PHOTO_FOLDER / name for name in PHOTOS]
-        if _shared.run(tuner, files, as_json=as_json, base=PHOTO_FOLDER):
+        if run(tuner, files, as_json=as_json, base=PHOTO_FOLDER, summarise=False).failed:
             _shared.stop("the photographs of this installation cannot be read")
         if find_spec("matplotlib") is None:
             _shared.remark("for a picture of what tuning did: pip install 'tpt_fast[plot]'")
             return
         picture = out or Path("tpt-fast-demo.png")
         try:
-            with _shared.err.status("drawing"):
+            with _shared.waiting("drawing"):
                 tuner(files[0], keep_views=True).plot(picture)
         except OSError as error:
             _shared.stop(f"{picture} cannot be written: {error.strerror or error}")

@@ -21,16 +21,15 @@ def doctor(
 
     Loads the kernels, compiling them if there is no build yet. Exit codes: 0 they work, 3 they do not.
     """
+    _shared.check_stdout()
     with _shared.compiling() as progress:
         report = _doctor.examine(progress, rebuild=build)
     if as_json:
         _shared.json_line({"works": report.works, "found": report.found, "advice": report.advice})
     else:
-        _shared.out.print(_table(report))
+        _shared.print_table(_table(report))
         verdict = ("the compiled kernels work", "green") if report.works else ("the compiled kernels do not run", "red")
-        _shared.out.print(Text(*verdict))
-        for advice in report.advice:
-            _shared.out.print(Text(f"• {advice}"), soft_wrap=True)
+        _shared.print_lines(Text(*verdict), *(Text(f"• {_shared.shown_lines(advice)}") for advice in report.advice))
     if not report.works:
         raise typer.Exit(_shared.ENVIRONMENT)
 
@@ -40,7 +39,7 @@ def _table(report: _doctor.Report) -> Table:
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in report.found.items():
-        table.add_row(name, Text(_describe(value)))
+        table.add_row(name, Text(_shared.shown_lines(_describe(value))))
     return table
 
 

@@ -2,18 +2,38 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..config import TuneConfig
 from . import _models, _shared
+from ._class_names import class_names
+from ._images import find_images
+from ._options import FieldOptions
 
-SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+if TYPE_CHECKING:
+    from ..tuner import Tuner
+    from ._results_file import ResultsFile
+
 _MODEL, _TUNING, _OUTPUT = "Model", "Tuning (defaults: the paper's)", "Output"
+_FIELDS = FieldOptions(
+    TuneConfig,
+    _TUNING,
+    panels=dict.fromkeys(("precision", "engine", "activations", "decoder", "cuda_graphs"), _MODEL),
+    renamed={"n_views": "views"},
+    meanings={
+        "ctx": "Start from a CoOp checkpoint instead.",
+        "method": "What is done with the views; `tpt-fast methods` shows the names. With commas several.",
+    },
+)
 
 
+@_FIELDS
 def tune(
     images: Annotated[list[str], typer.Argument(metavar="IMAGE", help="Image files, or folders of them.")],
     classes: Annotated[
@@ -22,7 +42,13 @@ def tune(
     ] = None,
     classes_file: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", exists=True, dir_okay=False, readable=True, help="Class names, one a line."),
+        typer.Option(
+            metavar="FILE",
+            exists=True,
+            dir_okay=False,
+            readable=True,
+            help="Class names, one a line, or as JSON: a list, or an object of names and indices.",
+        ),
     ] = None,
     model: Annotated[
         str | None,
@@ -30,49 +56,33 @@ def tune(
     ] = None,
     pretrained: Annotated[
         str | None,
-        typer.Option(metavar="TAG|PATH", help="Weights of --model: open_clip's tag or a file.", rich_help_panel=_MODEL),
+        typer.Option(
+            metavar="TAG|PATH|none",
+            help="Weights of --model: open_clip's tag, a file, or none for random ones.",
+            rich_help_panel=_MODEL,
+        ),
     ] = None,
     device: Annotated[
         str | None,
         typer.Option(metavar="DEVICE", help="Default: cuda if there is a GPU, else cpu.", rich_help_panel=_MODEL),
     ] = None,
-    precision: Annotated[str, typer.Option(help="fp32, fp16 or bf16.", rich_help_panel=_MODEL)] = "fp32",
-    decoder: Annotated[
-        str, typer.Option(help="Of JPEG files: pillow, or torchvision on the device.", rich_help_panel=_MODEL)
-    ] = "pillow",
-    engine: Annotated[str, typer.Option(help="Text tower: auto, packed or module.", rich_help_panel=_MODEL)] = "auto",
-    views: Annotated[int, typer.Option(help="Views of each image, 2 or more.", rich_help_panel=_TUNING)] = 64,
-    rho: Annotated[float, typer.Option(help="Part of the views to keep, in (0, 1].", rich_help_panel=_TUNING)] = 0.1,
-    steps: Annotated[int, typer.Option(help="AdamW steps; 0 is zero-shot.", rich_help_panel=_TUNING)] = 1,
-    lr: Annotated[float, typer.Option(help="Learning rate.", rich_help_panel=_TUNING)] = 5e-3,
-    weight_decay: Annotated[float, typer.Option(help="AdamW's weight decay.", rich_help_panel=_TUNING)] = 0.01,
-    ctx_init: Annotated[
-        str, typer.Option(help='Initial words; "[CLS]" marks the class name\'s place.', rich_help_panel=_TUNING)
-    ] = "a photo of a",
-    n_ctx: Annotated[
-        int | None,
-        typer.Option(help="Start from this many random vectors instead.", rich_help_panel=_TUNING),
-    ] = None,
-    ctx: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Start from a CoOp checkpoint instead.", rich_help_panel=_TUNING),
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of the views and of random vectors.", rich_help_panel=_TUNING)] = 0,
-    method: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME[,NAME]",
-            help="`tpt-fast methods` shows them; of several the first is shown.",
-            rich_help_panel=_TUNING,
-        ),
-    ] = "tpt",
-    strict_official: Annotated[
-        bool, typer.Option("--strict-official", help="Draw exactly as the published code.", rich_help_panel=_TUNING)
-    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object a line for each image.", rich_help_panel=_OUTPUT)
     ] = False,
-    top: Annotated[int, typer.Option(min=1, help="Classes in `top` of --json.", rich_help_panel=_OUTPUT)] = 5,
+    top: Annotated[int, typer.Option(min=1, help="Classes in `top` of each row.", rich_help_panel=_OUTPUT)] = 5,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            dir_okay=False,
+            help="Write each row here at once: .csv, .jsonl, or .parquet (needs pyarrow).",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on with --out FILE: skip the images that it has.", rich_help_panel=_OUTPUT),
+    ] = False,
     plot: Annotated[
         Path | None,
         typer.Option(metavar="FILE", dir_okay=False, help="Picture of one image's tuning.", rich_help_panel=_OUTPUT),
@@ -81,77 +91,107 @@ def tune(
         Path | None,
         typer.Option(metavar="FOLDER", file_okay=False, help="A picture for each image.", rich_help_panel=_OUTPUT),
     ] = None,
+    **options: Any,
 ) -> None:
     """Classify images with a prompt tuned for each.
 
+    Where folders have the names of classes, accuracy and confusions are shown at the end.
+
     Exit codes: 0 all fine, 1 some image failed (its row says why), 2 bad usage, 3 a problem of the environment.
     """
-    names = _class_names(classes, classes_file)
-    files = _files(images)
-    pictures = _pictures(files, plot, plot_dir)
+    names = class_names(classes, classes_file)
     if model is not None and names is None:
         raise typer.BadParameter("--model needs class names: --classes or --classes-file", param_hint="--classes")
+    if model is None and pretrained is not None:
+        raise typer.BadParameter("it goes with --model NAME", param_hint="--pretrained")
+    if resume and out is None:
+        raise typer.BadParameter("it goes with --out FILE", param_hint="--resume")
+    if out is None or as_json:
+        _shared.check_stdout()
 
     with _shared.environment():
-        import torch
-
-        from ..config import TuneConfig
-        from ..tuner import Tuner
-
-        options = {"n_views": views, "rho": rho, "steps": steps, "lr": lr, "weight_decay": weight_decay, "seed": seed}
-        options |= {"ctx_init": ctx_init, "n_ctx": n_ctx, "ctx": ctx, "precision": precision, "engine": engine}
-        options |= {"decoder": decoder, "method": method}
-        with _shared.usage():
-            config = TuneConfig(strict_official=strict_official, **options)
+        with _shared.usage(_FIELDS.option_in):
+            config = TuneConfig(**options)
+        files, unreadable = find_images(images)
+        pictures = _pictures(files, plot, plot_dir)
         if plot is not None:
             _shared.check_picture(plot, "--plot")
-        loaded = _models.load_model(model, pretrained, device)
+
+        import torch
+
+        from ._run import run
+
+        loaded = _models.load_demo(device) if model is None else _models.load_model(model, pretrained, device)
+        names = names or list(loaded.classnames)
         _shared.kernels(_models.place_of(device))
-        with _shared.usage(), _shared.err.status("encoding the class names"):
-            tuner = Tuner(loaded.model, names or loaded.classnames, config, tokenizer=loaded.tokenizer)
+        tuner = _tuner(loaded, names, config)
         if plot_dir is not None:  # bad usage, which ends above, leaves no folder behind
             _make_folder(plot_dir)
             _shared.check_picture(next(iter(pictures.values())), "--plot-dir")
-        if strict_official:
-            torch.manual_seed(seed)  # the published code draws from the global generator
-        failed = _shared.run(tuner, files, as_json=as_json, top=top, pictures=pictures)
-    if failed:
-        _shared.remark(f"{failed} of {len(files)} images failed")
+        results_file = None
+        if out is not None:
+            results_file = _results_file(out, resume, tuner, {"model": model, "top": top, **_weights(pretrained)})
+        if config.strict_official:
+            torch.manual_seed(config.seed)  # the published code draws from the global generator
+        summary = run(tuner, files, as_json=as_json, top=top, pictures=pictures, results_file=results_file)
+    if summary.failed:
+        _shared.remark(f"{summary.failed} of {summary.done} images failed")
+    if summary.failed or unreadable:
         raise typer.Exit(_shared.IMAGE_FAILED)
 
 
-def _class_names(classes: str | None, classes_file: Path | None) -> list[str] | None:
-    if classes is None and classes_file is None:
-        return None
-    if classes is not None and classes_file is not None:
-        raise typer.BadParameter("give --classes or --classes-file, not both", param_hint="--classes")
-    try:
-        parts = classes.split(",") if classes is not None else classes_file.read_text("utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise typer.BadParameter(f"{classes_file} is not UTF-8 text: {error}", param_hint="--classes-file") from error
-    names = [part.strip() for part in parts if part.strip()]
-    if not names:
-        given, option = (classes, "--classes") if classes_file is None else (classes_file, "--classes-file")
-        raise typer.BadParameter(f"there are no class names in '{given}'", param_hint=option)
-    return names
+def _tuner(loaded: _models.Loaded, names: list[str], config: TuneConfig) -> Tuner:
+    """A Tuner; every error of an option names it."""
+    import torch
+
+    from .._machine import free_bytes
+    from ..clip import Clip
+    from ..prompting.coop import load_ctx
+    from ..tuner import Tuner
+
+    with _shared.waiting("encoding the class names"):
+        with _shared.usage(_FIELDS.option_in):
+            clip = Clip(
+                loaded.model,
+                config.precision,
+                tokenizer=loaded.tokenizer,
+                engine=config.engine,
+                autocast=config.autocasts,
+            )
+        if config.ctx is not None:
+            with _shared.usage("--ctx", anything=True):
+                config = replace(config, ctx=load_ctx(config.ctx, clip.text.width))
+        with _shared.usage(_FIELDS.option_in):
+            tuner = Tuner(clip, names, config)
+        one = tuner.prepare(torch.zeros(8, 8, 3, dtype=torch.uint8), torch.tensor([[0, 0, 8, 8, 0]])).views[0].nbytes
+    needed, free = 4 * config.n_views * one, free_bytes(tuner.device)  # a stream has up to four images' under way
+    if needed > free:
+        message = f"{config.n_views} views of four images at once take {needed / 1e9:.3g} GB; {free / 1e9:.3g} are free"
+        raise typer.BadParameter(message, param_hint=_FIELDS.option("n_views"))
+    return tuner
 
 
-def _files(images: list[str]) -> list[Path]:
-    if "" in images:  # an unset shell variable; Path would make it the current folder
-        raise typer.BadParameter("expected a file or folder, got ''", param_hint="IMAGE")
-    files: list[Path] = []
-    for path in map(Path, images):
-        inside = [file for file in sorted(path.rglob("*")) if _is_image(file)] if os.path.isdir(path) else [path]
-        if not inside:
-            raise typer.BadParameter(f"{path} holds no images ({' '.join(sorted(SUFFIXES))})", param_hint="IMAGE")
-        files += inside
-    return files
+def _results_file(out: Path, resume: bool, tuner: Tuner, made_with: dict[str, Any]) -> ResultsFile:
+    from ._results_file import ResultsFile
+
+    if resume and (tuner.config.strict_official or tuner.method.online):
+        message = f"an answer of method {tuner.method.name!r} depends on the images before it, which would be skipped"
+        raise typer.BadParameter(message, param_hint="--resume")
+    options = {_FIELDS.option(name): value for name, value in vars(tuner.config).items()}
+    if (ctx := options["--ctx"]) is not None:
+        options["--ctx"] = hashlib.sha256(ctx.contiguous().numpy().tobytes()).hexdigest()
+    return ResultsFile(out, {"classes": list(tuner.classnames), **made_with, **options}, resume)
 
 
-def _is_image(file: Path) -> bool:
-    """By its name; a dangling link is one too, as its row says what is wrong."""
-    named = file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
-    return named and (os.path.isfile(file) or not os.path.exists(file))
+def _weights(pretrained: str | None) -> dict[str, str | None]:
+    """What says which weights they are: a tag, or what a file holds."""
+    if pretrained is None or not os.path.isfile(pretrained):
+        return {"weights": pretrained}
+    digest = hashlib.sha256()
+    with open(pretrained, "rb") as file:
+        while part := file.read(1 << 20):
+            digest.update(part)
+    return {"weights": digest.hexdigest()}
 
 
 def _pictures(files: list[Path], plot: Path | None, plot_dir: Path | None) -> dict[Path, Path]:

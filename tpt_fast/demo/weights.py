@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from .._files import written_aside
+from .._files import atomic_write
 
 if TYPE_CHECKING:
     from open_clip import CLIP
@@ -54,7 +54,7 @@ def save_weights(state: dict[str, Tensor], token_ids: Tensor, path: Path = WEIGH
     """Write trained weights; ``token_embedding.weight`` holds the rows of ``token_ids`` int64 [T] alone, in order."""
     tensors = {name: value.to(torch.float16).contiguous() for name, value in state.items()}
     tensors["token_ids"] = token_ids.to(torch.int32)
-    with written_aside(path) as aside:
+    with atomic_write(path) as aside:
         aside.write_bytes(save(tensors, metadata={"token_seed": str(TOKEN_SEED)}))
 
 

@@ -15,6 +15,7 @@ BILINEAR, BICUBIC = 0, 1  #: filters of a spec row
 INTERPOLATIONS = {"bicubic": BICUBIC, "bilinear": BILINEAR}  #: of view 0
 RESIZE_MODES = ("shortest", "squash")  #: of view 0
 
+_INT32_MAX = 2**31 - 1
 _TRIES = 10  # of torchvision's RandomResizedCrop before it falls back to a central crop
 
 
@@ -231,5 +232,10 @@ def _plain_spec(height: int, width: int, size: int, resize_mode: str, interpolat
         out_height = int(size * height / width)
     else:
         out_width = int(size * width / height)
+    if max(out_height, out_width) > _INT32_MAX:
+        raise ValueError(
+            f"image: {height} x {width} (height x width) is too long and narrow: with its shorter side resized to "
+            f"{size} the longer one has {max(out_height, out_width)} pixels, more than {_INT32_MAX}"
+        )
     top, left = round((out_height - size) / 2), round((out_width - size) / 2)
     return 0, 0, height, width, out_height, out_width, top, left, 0, INTERPOLATIONS[interpolation]

@@ -1,0 +1,99 @@
+"""Options of a command from the fields of a dataclass: names, defaults and help stand there, once."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+#: Annotation of a field -> type of its option.
+_TYPES: dict[str, Any] = {
+    "bool": bool,
+    "float": float,
+    "int": int,
+    "int | None": int | None,
+    "str": str,
+    "str | Method | Sequence[str | Method] | Mapping[str, Method]": str,
+    "Tensor | str | os.PathLike | None": Path | None,
+}
+
+
+class FieldOptions:
+    """Options for the fields of a dataclass.
+
+    Args:
+        of: the dataclass, each field with its meaning (:func:`tpt_fast._fields.described`).
+        panels: field -> heading of ``--help`` that its option stands under.
+        panel: of all other fields.
+        renamed: field -> name of its option, where that is another.
+        meanings: field -> help, where the command line has to say something else.
+    """
+
+    def __init__(
+        self,
+        of: type,
+        panel: str,
+        panels: Mapping[str, str] | None = None,
+        renamed: Mapping[str, str] | None = None,
+        meanings: Mapping[str, str] | None = None,
+    ) -> None:
+        self._of, self._panel = of, panel
+        self._panels, self._renamed, self._meanings = panels or {}, renamed or {}, meanings or {}
+
+    def option(self, field: str) -> str:
+        """The option's name on the command line."""
+        return f"--{self._renamed.get(field, field).replace('_', '-')}"
+
+    def option_in(self, message: str) -> str | None:
+        """The option that an error speaks of, which begins with its field."""
+        found = re.match(r"(\w+): ", message)
+        names = {each.name for each in fields(self._of)}
+        return self.option(found[1]) if found and found[1] in names else None
+
+    def __call__(self, command: Callable) -> Callable:
+        """Put an option for each field in the place of ``command``'s last parameter, which is ``**options``."""
+        own = list(inspect.signature(command, eval_str=True).parameters.values())[:-1]
+        ours = [self._parameter(each) for each in fields(self._of)]
+
+        @functools.wraps(command)
+        def called(**given: Any) -> Any:
+            return command(**given)
+
+        # Options of a panel stand together in the help: the model's, the tuning's, the output's.
+        last = [each for each in own if _panel_of(each) not in (None, *self._panels.values(), self._panel)]
+        parameters = [each for each in own if each not in last] + ours + last
+        signature = inspect.Signature([each.replace(kind=each.KEYWORD_ONLY) for each in parameters])
+        called.__signature__ = signature  # type: ignore[attr-defined]
+        called.__annotations__ = {each.name: each.annotation for each in parameters}
+        return called
+
+    def _parameter(self, field: Any) -> inspect.Parameter:
+        kind, name = _TYPES[field.type], self.option(field.name)
+        if field.default is True:
+            name = f"{name}/--no-{name[2:]}"
+        meaning = self._meanings.get(field.name, field.metadata["help"])
+        option = typer.Option(
+            name,
+            help=escape(meaning),
+            rich_help_panel=self._panels.get(field.name, self._panel),
+            metavar=_metavar(kind),
+        )
+        return inspect.Parameter(
+            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=Annotated[kind, option]
+        )
+
+
+def _panel_of(parameter: inspect.Parameter) -> str | None:
+    found = [each for each in getattr(parameter.annotation, "__metadata__", ()) if hasattr(each, "rich_help_panel")]
+    return found[0].rich_help_panel if found else None
+
+
+def _metavar(kind: Any) -> str | None:
+    return "FILE" if kind == Path | None else None
