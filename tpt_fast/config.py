@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from ._checks import MAX_SEED, check_bool, check_choice, check_integer, check_number
 from ._fields import described, document
 
-if TYPE_CHECKING:  # the command line's help is made of the fields below, and comes without torch
+if TYPE_CHECKING:  # torch is imported when a TuneConfig is made: the command line's help is made of its fields
     from torch import Tensor
 
     from .methods import Method
+    from .methods.choice import Chosen
 
 PRECISIONS = ("fp32", "fp16", "bf16")
 ENGINES = ("auto", "packed", "module")  # of the text tower
@@ -62,8 +64,11 @@ class TuneConfig:
         "Seed of the views (the same for every image, so results do not depend on the order) and of a random context.",
         0,
     )
-    method: str | Method = described(
-        'What is done with the views: a name ("tpt", "official") or a tpt_fast.methods.Method of your own.', "tpt"
+    method: str | Method | Sequence[str | Method] | Mapping[str, Method] = described(
+        "What is done with the views: a name (`tpt-fast methods` shows them), a tpt_fast.methods.Method such as "
+        "tpt_fast.methods.Zero(gamma=0.1) or one of your own; or several of them, as a list, as names with commas "
+        '("tpt,zero") or by names of your own: the views are encoded once, and the first is the result.',
+        "tpt",
     )
     strict_official: bool = described(
         'The old name of method="official": follow the published code where the defaults are better. Views are '
@@ -96,10 +101,31 @@ class TuneConfig:
         def __new__(cls, *values, **options):
             names = [each.name for each in fields(cls)]
             for unknown in options.keys() - set(names):
+                from .methods.choice import whose
+
                 close = difflib.get_close_matches(unknown, names, 1)
                 hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(names)}"
-                raise TypeError(f"{unknown}: expected an option of TuneConfig; {hint}")
+                raise TypeError(f"{unknown}: expected an option of TuneConfig; {whose(unknown) or hint}")
             return super().__new__(cls)
+
+    @classmethod
+    def of(cls, **options: Any) -> TuneConfig:
+        """A TuneConfig of options of which some may be the method's own: ``TuneConfig.of(method="zero", gamma=0.1)``.
+
+        Raises:
+            TypeError: an option of another method, or of none.
+            ValueError: as for TuneConfig.
+        """
+        from .methods import SHARED
+        from .methods.choice import make_with_own
+
+        known = {each.name for each in fields(cls)}
+        own = {name: options.pop(name) for name in [*options] if name not in known}
+        config = cls(**options)
+        if not own:
+            return config
+        made = make_with_own(config._chosen(), own, {name: getattr(config, name) for name in SHARED})
+        return cls(**options | {"method": made if len(made) > 1 else next(iter(made.values()))})
 
     def __post_init__(self) -> None:
         from torch import Tensor
@@ -130,15 +156,14 @@ class TuneConfig:
         self.make_method().check(self.n_views)
 
     def _settle_method(self) -> None:
-        """``method`` and its old name say the same."""
-        from .methods import METHODS, Method
+        """``method`` and its old name say the same, and it has the options that were given."""
+        from .methods.choice import check_shared
 
-        if not isinstance(self.method, Method):
-            if not isinstance(self.method, str):
-                raise TypeError(
-                    f"method: expected a name or a tpt_fast.methods.Method, got {type(self.method).__name__}"
-                )
-            check_choice("method", self.method, tuple(METHODS))
+        chosen = self._chosen()
+        if not isinstance(self.method, str):
+            one = len(chosen) == 1 and chosen[0][0] == getattr(chosen[0][1], "name", chosen[0][1])
+            object.__setattr__(self, "method", chosen[0][1] if one else chosen)  # which can be hashed
+        check_shared(chosen, vars(self), {each.name: each.default for each in fields(self)})
         if self.strict_official and self.method not in ("tpt", "official"):
             raise ValueError(f"strict_official: expected False with method {self.method!r}")
         official = self.strict_official or self.method == "official"
@@ -152,12 +177,14 @@ class TuneConfig:
         Args:
             arguments: further ones of the method's own.
         """
-        from .methods import Method, make_method
+        from .methods.choice import make
 
-        if isinstance(self.method, Method):
-            return self.method
-        given = {name: getattr(self, name) for name in ("rho", "steps", "lr", "weight_decay")}
-        return make_method(self.method, given, **arguments)
+        return make(self._chosen(), vars(self), **arguments)
+
+    def _chosen(self) -> Chosen:
+        from .methods.choice import choose
+
+        return choose(self.method)
 
     @property
     def autocasts(self) -> bool:
@@ -175,7 +202,33 @@ class TuneConfig:
         return n_selected(n_views, self.rho, strict=self.strict_official)
 
 
-class TuneOptions(TypedDict, total=False):
+class MethodOptions(TypedDict, total=False):
+    """Options of single methods, for type checkers; `tpt-fast methods` says whose they are and what they mean."""
+
+    lambda_term: float
+    two_step: bool
+    neighbours: int
+    temperature: float
+    strict: bool
+    half: bool
+    gamma: float
+    templates: str | Sequence[str] | None
+    per_class: bool
+    lambda_y: float
+    lambda_q: float
+    rounds: int
+    plain_view: bool
+    positive_capacity: int
+    positive_alpha: float
+    positive_beta: float
+    negative_capacity: int
+    negative_alpha: float
+    negative_beta: float
+    negative_entropy: tuple[float, float]
+    negative_mask: tuple[float, float]
+
+
+class TuneOptions(MethodOptions, total=False):
     """The fields of :class:`TuneConfig` as keyword options, for type checkers."""
 
     n_views: int
@@ -188,7 +241,7 @@ class TuneOptions(TypedDict, total=False):
     ctx: Tensor | str | os.PathLike | None
     precision: str
     seed: int
-    method: str | Method
+    method: str | Method | Sequence[str | Method] | Mapping[str, Method]
     strict_official: bool
     engine: str
     activations: str

@@ -30,18 +30,20 @@ def plot(result: TuneResult, path: str | os.PathLike | None = None, classes: int
     figure = Figure(figsize=(14, 1.05 * rows + 3.6), layout="constrained")
     top, bottom = figure.subfigures(2, 1, height_ratios=[1.05 * rows, 3.2])
 
-    kept = {view: place for place, view in enumerate(result.selected.tolist(), 1)}
+    kept = set(result.selected.tolist()) if "selected" in result.extra else set()
     for view, axes in enumerate(top.subplots(rows, columns, squeeze=False).flat):
         axes.axis("off")
         if view >= len(views):
             continue
         axes.imshow(pixels[view])
-        axes.set_title(f"{result.entropies[view]:.3f}", fontsize=7, pad=2, weight="bold" if view in kept else "normal")
+        number = f"{result.entropies[view]:.3f}" if "entropies" in result.extra else str(view)
+        axes.set_title(number, fontsize=7, pad=2, weight="bold" if view in kept else "normal")
         if view in kept:
             axes.add_patch(
                 Rectangle((0, 0), 1, 1, transform=axes.transAxes, fill=False, lw=4, color="#d62728", clip_on=False)
             )
-    top.suptitle(f"entropy of each view in nats; the {len(kept)} kept are framed", fontsize=10)
+    named = "entropy of each view in nats" if "entropies" in result.extra else "views"
+    top.suptitle(f"{named}; the {len(kept)} kept are framed" if kept else named, fontsize=10)
 
     axes = bottom.subplots()
     before, after = result.zero_shot_probs, result.probs
@@ -51,7 +53,9 @@ def plot(result: TuneResult, path: str | os.PathLike | None = None, classes: int
     axes.bar([p + 0.2 for p in places], after[shown].tolist(), 0.4, label="after tuning", color="#1f5f8b")
     axes.set_xticks(places, [result.classnames[i] for i in shown], parse_math=False)
     axes.set(ylim=(0, 1), ylabel="probability")
-    title = f"{result.label}   (loss {result.loss:.3f} to {result.loss_after:.3f})"
+    title = result.label
+    if "loss" in result.extra:
+        title += f"   (loss {result.loss:.3f} to {result.loss_after:.3f})"
     axes.set_title(title, fontsize=10, parse_math=False)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)

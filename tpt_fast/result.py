@@ -77,6 +77,9 @@ class TuneResult:
     error: BaseException | None = described(
         'why the image could not be read: the status is "failed", and numbers are NaN', default=None
     )
+    others: Mapping[str, TuneResult] = described(
+        "the results of further methods on the same views, by name; see by_method", factory=dict
+    )
 
     ctx = Extra[Tensor]("[n_ctx, width], tuned")
     grad = Extra[Tensor]("[n_ctx, width] gradient of the last step")
@@ -88,6 +91,13 @@ class TuneResult:
         "marginal entropy of the kept views before the first step; an own objective's value, if there is one"
     )
     loss_after = Extra[float]("the same with the tuned context")
+    term = Extra[float]("what the method adds to the entropy, before the first step and its weight")
+    shift = Extra[Tensor]("[U, D], tuned, of the U different names; [1, D] if all share it")
+    votes = Extra[Tensor]("[C] of the confident views, before a tie is broken")
+    view_weights = Extra[Tensor]("[N], how much each view's logits count, of sum 1")
+    inlierness = Extra[Tensor]("[N], how much each view belongs to the mode, of sum 1")
+    mode = Extra[Tensor]("[D], the mode of the views' features")
+    entropy = Extra[float]("of the prediction by which an image enters a cache, in nats")
 
     doubtful = Extra[float](
         "share of the context's entries whose first gradient is below its own rounding, 0 to 1: AdamW's first step "
@@ -108,6 +118,11 @@ class TuneResult:
             f"a result of method {self.method!r} has no {name!r}; beside its fields it has "
             f"{', '.join(extra) or 'nothing'}"
         )
+
+    @property
+    def by_method(self) -> dict[str, TuneResult]:
+        """The result of each method that ran on these views, by name: this one first."""
+        return {self.method: self, **self.others}
 
     @property
     def probs(self) -> Tensor:
@@ -176,11 +191,17 @@ class TuneResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Tensors, numbers and strings by name, without views: ``torch.save`` writes and ``torch.load`` reads it."""
-        known = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in ("views", "extra")}
+        known = {
+            each.name: getattr(self, each.name)
+            for each in fields(self)
+            if each.name not in ("views", "extra", "others")
+        }
         known["classnames"] = list(self.classnames)
         known["error"] = None if self.error is None else str(self.error)
         if self.error is None:
             known |= {"label": self.label, "index": self.index, "prob": self.topk(1)[0].prob}
+        if self.others:
+            known["others"] = {name: each.to_dict() for name, each in self.others.items()}
         return known | dict(self.extra)
 
     def _repr_png_(self) -> bytes | None:
@@ -203,6 +224,7 @@ class TuneResult:
             said.append(f"loss {self.loss:.4f} -> {self.loss_after:.4f}")
         if "selected" in self.extra and "entropies" in self.extra:
             said.append(f"{len(self.selected)} of {len(self.entropies)} views kept")
+        said += [f"{name} {each.label!r}" for name, each in self.others.items()]
         said.append(f"{self.method} {self.status}, {1e3 * self.timings.get('total', math.nan):.0f} ms")
         return f"TuneResult({'; '.join(said)})"
 

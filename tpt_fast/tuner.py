@@ -6,6 +6,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Hashable, Iterable, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from threading import Lock
 from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar, cast
 
@@ -23,8 +24,9 @@ from .extension import load
 from .graphs.bundle import Bundle
 from .graphs.replay import Graphs
 from .memory import Memory, Size, measure
-from .methods import Method
-from .methods.tpt import ObjectiveFunction
+from .methods import Answer, Method
+from .methods.objective import ObjectiveFunction, check_objective
+from .methods.tpt import Tpt
 from .models.module import unwrapped
 from .models.preprocessing import Preprocessing, preprocessing
 from .prompting.coop import load_ctx
@@ -67,9 +69,10 @@ class Tuner:
         classnames: C names; ``_`` reads as a space, duplicates are legal.
         config: :class:`TuneConfig`.
         tokenizer: callable ``texts -> int64 [n, context length]``; default: the model's own.
-        objective: what to minimise instead of the marginal entropy: a function of the logits [N, C] of all views,
-            differentiable by torch, that returns a scalar. Of the logits alone: a loss that depends on other tensors
-            with a gradient is refused.
+        objective: what to minimise instead of the marginal entropy, differentiable by torch: a function
+            ``(logits)``, ``(logits, text_features)`` or ``(logits, text_features, image_features)`` of one image that
+            returns a scalar. Logits [N, C] of all views, class features [C, D] and features of the views [N, D], both
+            of length 1. A loss that depends on other tensors with a gradient is refused.
 
     Attributes:
         clip: the model as it was read; config: as given.
@@ -91,8 +94,8 @@ class Tuner:
     ) -> None:
         if config is not None and not isinstance(config, TuneConfig):
             raise TypeError(f"config: expected a TuneConfig, got {type(config).__name__}")
-        if objective is not None and not callable(objective):
-            raise TypeError(f"objective: expected a function of the logits, got {type(objective).__name__}")
+        if objective is not None:
+            check_objective(objective)
         self.config = config or TuneConfig()
         self.method = _method(self.config, objective)
         self.clip = _clip(model, self.config, tokenizer)
@@ -118,11 +121,13 @@ class Tuner:
             n_ctx=config.n_ctx,
             ctx=ctx,
             seed=config.seed,
-            activations=config.activations,
+            activations=config.activations if self.method.gradient == Method.gradient else "recompute",
         )
         if not clip.autocast:
             text.initial()
         classes = Classes.of(names, text, clip.scale, clip.bias)
+        with torch.no_grad():
+            self.method.prepare(classes)
         # Autograd runs a module's backward pass on the stream of its forward pass, which is not the capture's.
         captures = self.device.type == "cuda" and text.engine == "packed"
         captures = captures and config.cuda_graphs and self.method.capturable
@@ -356,7 +361,11 @@ class Tuner:
     def failed(self, error: BaseException) -> TuneResult:
         """The result of an image that could not be read, as streams have it."""
         loop = self._loop
-        return failed(error, loop.classes.names, loop.start.clone(), self.method.name, self._engines(loop))
+        names = [self.method.name, *getattr(self.method, "others", ())]
+        first, *others = (
+            failed(error, loop.classes.names, loop.start.clone(), name, self._engines(loop)) for name in names
+        )
+        return replace(first, others={each.method: each for each in others})
 
     @plain_modes
     @torch.no_grad()
@@ -368,6 +377,7 @@ class Tuner:
         def run(given: Tensor, stages: Stages = stages) -> Bundle:
             return self.run(loop.classes, given, stages, encoded=encoded)
 
+        self.method.check(given.shape[1])
         if loop.graphs is None:
             bundle = run(given)
         else:
@@ -375,11 +385,26 @@ class Tuner:
                 bundle = loop.graphs(lambda given: run(given, Stages()), given)
         with stages("predict"):
             found = bundle.to_cpu()
+        timings = {name: seconds / len(given) for name, seconds in stages.seconds.items()}
+        timings["total"] = sum(timings.values())
+        of_method: dict[str, dict[str, Tensor]] = {}
+        for name, value in found.items():
+            method, _, what = name.rpartition("/")
+            of_method.setdefault(method or self.method.name, {})[what] = value
+        made = {name: self._made(loop, name, found, timings, views) for name, found in of_method.items()}
+        first = made.pop(self.method.name)
+        return [
+            replace(result, others={name: results[i] for name, results in made.items()}) if made else result
+            for i, result in enumerate(first)
+        ]
+
+    def _made(
+        self, loop: _Loop, method: str, found: dict[str, Tensor], timings: dict[str, float], views: list[Tensor] | None
+    ) -> list[TuneResult]:
+        """Of what one method has found, on the CPU, a result for each image."""
         logits, before, usable = (found.pop(name) for name in ("logits", "zero_shot_logits", "usable"))
         # Numbers for numbers: one an image, in place of tensors without dimensions.
         extra = {name: value.tolist() if value.dim() == 1 else value for name, value in found.items()}
-        timings = {name: seconds / len(given) for name, seconds in stages.seconds.items()}
-        timings["total"] = sum(timings.values())
         return [
             TuneResult(
                 classnames=loop.classes.names,
@@ -387,7 +412,7 @@ class Tuner:
                 zero_shot_logits=before[i],
                 ctx_init=loop.start.clone(),
                 status="tuned" if good else "skipped",
-                method=self.method.name,
+                method=method,
                 extra={name: value[i] for name, value in extra.items()},
                 timings=dict(timings),
                 engines=self._engines(loop),
@@ -407,9 +432,9 @@ class Tuner:
             with stages("encode"):
                 given = self.clip.encode(given)
         answer = self.method(given, classes, stages)
-        usable = answer.usable if answer.usable is not None else answer.logits.isfinite().all(-1)
-        answers = {"logits": answer.logits, "zero_shot_logits": answer.zero_shot_logits, "usable": usable}
-        named = {**answers, **answer.extra}
+        named = _tensors(answer)
+        for name, other in answer.others.items():
+            named |= {f"{name}/{what}": value for what, value in _tensors(other).items()}
         return Bundle.of({name: value.float() if value.is_floating_point() else value for name, value in named.items()})
 
     def _at_once(self) -> int:
@@ -442,14 +467,22 @@ class Tuner:
         return f"Tuner({self.clip!r}, {len(names)} classes: {shown}; method {self.method.name!r})"
 
 
+def _tensors(answer: Answer) -> dict[str, Tensor]:
+    """What an answer holds, by name; an image whose logits are not finite gets the zero-shot ones."""
+    usable = answer.usable if answer.usable is not None else answer.logits.isfinite().all(-1)
+    logits = torch.where(usable.unsqueeze(-1), answer.logits, answer.zero_shot_logits)
+    return {"logits": logits, "zero_shot_logits": answer.zero_shot_logits, "usable": usable, **answer.extra}
+
+
 def _method(config: TuneConfig, objective: ObjectiveFunction | None) -> Method:
     if objective is None:
         return config.make_method(**({"autocasts": True} if config.autocasts else {}))
     if config.autocasts:
         raise ValueError("objective: expected None with strict_official and fp16, which has its own")
-    if isinstance(config.method, Method):
-        raise ValueError(f"objective: expected None with a method of one's own, {config.method.name!r}")
-    return config.make_method(objective=objective)
+    method = config.make_method()
+    if not isinstance(method, Tpt) or method.objective is not None:
+        raise ValueError(f"objective: expected None with method {method.name!r}, which has its own")
+    return replace(method, objective=objective)
 
 
 def _clip(model: nn.Module | Clip, config: TuneConfig, tokenizer: Callable[..., Tensor] | None) -> Clip:
@@ -515,7 +548,7 @@ def tune(
         model, classnames, tokenizer, objective: see :class:`Tuner`. A new function is another objective, even of
             the same code: define it outside of the loop.
         image, keep_views: see :meth:`Tuner.__call__`.
-        options: the fields of :class:`TuneConfig`.
+        options: the fields of :class:`TuneConfig`, and those of the method: ``method="zero", gamma=0.1``.
 
     Raises:
         TypeError, ValueError: an argument of another type or out of range, or an image that is none.
@@ -523,7 +556,7 @@ def tune(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected an open_clip CLIP or CustomTextCLIP, got {type(model).__name__}")
-    model, names, config = unwrapped(model), check_classnames(classnames), TuneConfig(**options)
+    model, names, config = unwrapped(model), check_classnames(classnames), TuneConfig.of(**options)
     return _kept_tuner(model, names, config, tokenizer, objective)(image, keep_views=keep_views)
 
 

@@ -20,7 +20,7 @@ _TYPES: dict[str, Any] = {
     "int": int,
     "int | None": int | None,
     "str": str,
-    "str | Method": str,
+    "str | Method | Sequence[str | Method] | Mapping[str, Method]": str,
     "Tensor | str | os.PathLike | None": Path | None,
 }
 

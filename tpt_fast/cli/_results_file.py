@@ -41,6 +41,7 @@ COLUMNS = {
     "error": "string",
     "top": "string",
     "engines": "string",
+    "by_method": "string",
 }
 
 Row = dict[str, Any]

@@ -225,6 +225,7 @@ def _row(name: str, result: TuneResult, top: int) -> Row:
         "ms": 1e3 * result.timings["total"],
         "top": [prediction._asdict() for prediction in result.topk(top)],
         "engines": result.engines,
+        "by_method": {name: each.topk(1)[0]._asdict() for name, each in result.by_method.items()},
     }
 
 

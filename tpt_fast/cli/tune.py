@@ -28,7 +28,7 @@ _FIELDS = FieldOptions(
     renamed={"n_views": "views"},
     meanings={
         "ctx": "Start from a CoOp checkpoint instead.",
-        "method": 'What is done with the views: the name of a method, such as "tpt" or "official".',
+        "method": "What is done with the views; `tpt-fast methods` shows the names. With commas several.",
     },
 )
 

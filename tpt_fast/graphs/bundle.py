@@ -19,7 +19,8 @@ class Bundle:
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> Bundle:
         """Bundle ``tensors`` of one device, none of them 0-dimensional; nothing waits for the device."""
-        data = torch.cat([tensor.contiguous().view(torch.uint8).flatten() for tensor in tensors.values()])
+        # A last dimension of one entry may have any stride, which a view of bytes would refuse.
+        data = torch.cat([tensor.unsqueeze(-1).contiguous().view(torch.uint8).flatten() for tensor in tensors.values()])
         return cls(data, tuple((name, tensor.dtype, tensor.shape) for name, tensor in tensors.items()))
 
     def clone(self) -> Bundle:

@@ -24,7 +24,7 @@ INITIAL_SCALE = 1000.0  # of the published GradScaler; torch's own is 65536
 
 @dataclass(frozen=True)
 class Official(Tpt):
-    """See the module. Fewer than one kept view is an error, as there."""
+    """TPT as its authors' code runs it, to the precision and its draws. No view to keep is an error, as there."""
 
     name: ClassVar[str] = "official"
 

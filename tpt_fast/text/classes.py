@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from .encoder import TextEncoder
+
+Kept = TypeVar("Kept", bound="Tensor | tuple[Tensor, ...]")
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,9 @@ class Classes:
     bias: Tensor | None = None  #: [], the model's logit bias, of models trained by a sigmoid loss
     inverse: Tensor | None = None  #: int64 [C], which of the different names each is; None if no name repeats
     places: Tensor | None = None  #: int64 [U, max repeats], where each stands among the C, filled up with C; likewise
+    kept: dict[Hashable, Tensor | tuple[Tensor, ...]] = field(
+        default_factory=dict, compare=False, repr=False
+    )  #: once()
 
     @classmethod
     def of(cls, names: tuple[str, ...], text: TextEncoder, scale: Tensor, bias: Tensor | None) -> Classes:
@@ -51,13 +57,49 @@ class Classes:
     def grad_features(self, images: Tensor, grad_logits: Tensor) -> Tensor:
         """Gradient [B, U, D] of the text features, from the same rows of the scaled image features [B, K, D] and of the
         logits' gradient [B, K, C]."""
-        if self.places is not None:  # sums in a fixed order, which index_add on a GPU would not keep
-            grad_logits = nn.functional.pad(grad_logits, (0, 1))[..., self.places].sum(-1)
-        return grad_logits.mT @ images
+        return self.fold(grad_logits).mT @ images
+
+    def expand(self, features: Tensor) -> Tensor:
+        """From rows of the different names [.., U, D] to those of all [.., C, D]."""
+        return features if self.inverse is None else features[..., self.inverse, :]
+
+    def fold(self, columns: Tensor) -> Tensor:
+        """The sum over equal names: from columns of all names [.., C] to those of the different ones [.., U]."""
+        if self.places is None:
+            return columns
+        # In a fixed order, which index_add on a GPU would not keep.
+        return nn.functional.pad(columns, (0, 1))[..., self.places].sum(-1)
+
+    def prototypes(self, templates: Sequence[str] | None) -> Tensor:
+        """Class vectors [U, D] of length 1, encoded once: the mean over ``templates`` of the features, each of length
+        1, of the prompts that they make. None stands for the one prompt that tuning starts from.
+
+        Raises:
+            ValueError: a prompt over the context length.
+        """
+        if templates is None:
+            return self.text.initial()[0]
+        names = [name.replace("_", " ") for name in self.text.classnames]
+        prompts = ([template.replace("{}", name) for name in names] for template in templates)
+
+        def mean() -> Tensor:
+            return nn.functional.normalize(sum(self.text.tower.encode(prompts)) / len(templates), dim=-1)
+
+        return self.once(("prototypes", tuple(templates)), mean)
+
+    def once(self, key: Hashable, make: Callable[[], Kept]) -> Kept:
+        """What ``make`` returns, made at the first call with ``key``, which names the method too.
+
+        A method calls it from :meth:`~tpt_fast.methods.Method.prepare` first: a CUDA graph that is captured must find
+        everything made.
+        """
+        found = self.kept.get(key)
+        return self.kept.setdefault(key, make()) if found is None else found
 
     def tensors(self) -> list[Tensor]:
         """What the list holds beside the text tower."""
-        return [each for each in (self.inverse, self.places) if each is not None]
+        kept = [each for value in self.kept.values() for each in (value if isinstance(value, tuple) else (value,))]
+        return [each for each in (self.inverse, self.places, *kept) if each is not None]
 
 
 def _repeats(names: Sequence[str], different: Sequence[str], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -44,6 +44,7 @@ class TextEncoder:
     Attributes:
         classnames: tuple of the C names.
         ctx_init: initial context, float32 (float64 for a float64 model) [n_ctx, width] or [C, n_ctx, width].
+        tower: the :class:`TextTower`.
         engine: "packed" or "module", the one that runs; ``why_module`` says why it is not the packed one.
 
     Raises:
@@ -74,7 +75,7 @@ class TextEncoder:
             tower = model
         else:
             tower = TextTower(unwrapped(model), precision, tokenizer=tokenizer, engine=engine)
-        self.classnames = check_classnames(classnames)
+        self.classnames, self.tower = check_classnames(classnames), tower
         self.dtype, self.device, self.storage = tower.dtype, tower.device, tower.storage
 
         given = None if ctx is None else load_ctx(ctx, tower.width)

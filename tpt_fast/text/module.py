@@ -54,7 +54,7 @@ class ModuleText:
         lengths = read_lengths(root, prompts.ids)
         self._length = prompts.ids.shape[1]
         if lengths is not None:
-            self._length = int(torch.maximum(lengths, prompts.positions.amax(-1) + 1).max())
+            self._length = int(torch.maximum(lengths, prompts.ends).max())
         self._module = _PromptModule(root, self._length, dtype)
         self._run = UnderAutocast(self._module) if autocast else self._module
         self._ids = prompts.ids[:, : self._length].to(table.device)

@@ -94,7 +94,7 @@ class PackedTower:
             Unsupported: the tower does not read these prompts where it would have to.
         """
         lengths = read_lengths(self._root, prompts.ids)
-        if (lengths <= prompts.positions.amax(-1) + 1).any():
+        if (lengths <= prompts.ends).any():
             raise Unsupported("the text tower does not read these prompts at a token behind context and name")
         specific, device, width = ctx_init.ndim == 3, ctx_init.device, ctx_init.shape[-1]
         blocks = self._weights.blocks

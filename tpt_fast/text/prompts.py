@@ -31,6 +31,11 @@ class Prompts:
     def n_ctx(self) -> int:
         return self.positions.shape[1]
 
+    @property
+    def ends(self) -> Tensor:
+        """int64 [C], the place behind all context vectors."""
+        return self.positions.amax(-1) + 1 if self.n_ctx else torch.full_like(self.lengths, self.first)
+
 
 def default_tokenizer(model: nn.Module) -> Tokenizer:
     """open_clip's tokenizer for ``model``: its own BPE for CLIP's vocabulary, the Hugging Face one for such towers.
@@ -159,6 +164,23 @@ def _without_braces(template: str) -> str:
     """The same prompt as ``ctx_init`` says it."""
     words = re.sub(r"\{[^}]*\}", "[CLS]", template).strip().removesuffix(".").strip()
     return words.removesuffix("[CLS]").strip() or words
+
+
+def plain_prompts(texts: Sequence[str], tokenizer: Tokenizer, context_length: int) -> Prompts:
+    """Whole texts, without context vectors. What they all begin with stands before :attr:`Prompts.first`, so that it is
+    computed once, as the context is.
+
+    Raises:
+        ValueError: a text over the context length (which, and by how much).
+    """
+    ids, lengths = _Tokens(tokenizer, context_length)(texts)
+    for text, length in zip(texts, lengths.tolist(), strict=True):
+        if length > context_length:
+            raise ValueError(f"templates: {text!r:.80} has {length} tokens; the model takes {context_length}")
+    ids = ids[:, :context_length]
+    alike = (ids == ids[0]).all(0)[: int(lengths.min()) - 1]  # the token that is read stands behind it
+    first = int(alike.long().cumprod(0).sum())
+    return Prompts(tuple(texts), ids, lengths, ids.new_empty(len(ids), 0), first, 0)
 
 
 class _Tokens:

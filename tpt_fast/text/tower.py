@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from .._checks import check_choice
+from .._modes import plain_modes
 from ..config import ENGINES
 from ..models.open_clip import resolve_precision, text_root, token_embedding
 from ..models.weights import Unsupported
 from ..ops._types import accumulation_dtype
 from .module import ModuleTower
 from .packed import PackedTower
-from .prompts import Prompts, Tokenizer, context_length, default_tokenizer
+from .prompts import Prompts, Tokenizer, context_length, default_tokenizer, plain_prompts
 
 #: Opaque to callers; holds what ``backward`` needs. Read only, so threads and images may share one.
 Tape = Any
@@ -101,6 +104,24 @@ class TextTower:
     def embed(self, ids: Tensor) -> Tensor:
         """Embeddings [..., W] of token ids, as the model makes them."""
         return self._embedding(ids.to(self.device)).detach()
+
+    def encode(self, lists: Iterable[Sequence[str]]) -> Iterator[Tensor]:
+        """Normalised features [n, D] of each list of n texts. What the texts of a list begin with is computed once.
+
+        Raises:
+            ValueError: a text over the context length.
+        """
+        for texts in lists:
+            _bound, features = self._encode(texts)  # until the next is there, for they share what is laid out for them
+            yield features
+
+    @plain_modes
+    @torch.no_grad()
+    def _encode(self, texts: Sequence[str]) -> tuple[BoundText, Tensor]:
+        prompts = plain_prompts(texts, self.tokenizer, self.context_length)
+        nothing = torch.empty(0, self.width, dtype=self.dtype, device=self.device)
+        bound, _ = self.bind(prompts, nothing, keep=False)
+        return bound, bound.forward(nothing, False)[0]
 
     def bind(self, prompts: Prompts, ctx_init: Tensor, keep: bool) -> tuple[BoundText, str | None]:
         """The tower with one class list, and why it is not the packed one (None if it is).

@@ -1,0 +1,49 @@
+"""The code of docs/how-to on methods and objectives runs as it stands there."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import tpt_fast
+from tpt_fast import demo
+
+HOW_TO = Path(__file__).resolve().parent.parent / "docs" / "how-to"
+
+
+def blocks(page):
+    if not HOW_TO.is_dir():
+        pytest.skip("there is no documentation here")
+    return re.findall(r"```python\n(.*?)```", (HOW_TO / page).read_text("utf-8"), re.S)
+
+
+@pytest.fixture
+def given(monkeypatch, tmp_path):
+    """What a page takes for granted: a model, names and a photograph."""
+    loaded = demo.load()
+    (tmp_path / "photo.jpg").write_bytes((demo.PHOTO_FOLDER / "cat.jpg").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    return {"model": loaded.model, "names": list(loaded.classnames), "tpt_fast": tpt_fast}
+
+
+def test_own_method(given, capsys):
+    (code,) = blocks("own-method.md")
+    body = code.partition("def __call__")[2].partition("\n\n")[0]
+    assert body.count("\n") < 10
+    exec(code, given)
+    result = given["result"]
+    label, own, view = capsys.readouterr().out.rsplit(maxsplit=2)
+    best = result.by_method["most confident"]
+    assert (label, own, view) == (result.label, best.label, str(best.view))
+    assert best.probs.max() >= best.zero_shot_probs.max()
+
+
+def test_own_objective(given):
+    for code in blocks("own-objective.md"):
+        exec(code, given)
+    plain, spread = (
+        tpt_fast.tune(given["model"], "photo.jpg", given["names"], objective=given[name])
+        for name in ("gentler", "spread")
+    )
+    assert not plain.grad.equal(spread.grad)
+    tpt_fast.tune.cache_clear()
