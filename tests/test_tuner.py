@@ -181,7 +181,7 @@ def test_tune_keeps_its_tuners_and_notices_changed_weights(image, monkeypatch):
     assert not torch.equal(first.logits, tune(model, image, NAMES, **FEW).logits)
     tune(model, image, NAMES[:2], **FEW)
     assert len(made) == 3
-    kept = [key for key in tpt_fast.tuner._tuners if key[0][0] == id(model)]
+    kept = [key for key in tpt_fast.cache._tuners if key[0][0] == id(model)]
     assert len(kept) == 2  # not the one of the old weights
     for factor in (0.5, -1):  # tensors whose versions are all equal
         before = tune(model, image, NAMES, **FEW)

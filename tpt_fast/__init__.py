@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .cache import tune as tune
     from .config import TuneConfig as TuneConfig
     from .extension.load import BackendWarning as BackendWarning
     from .extension.toolkit import BuildError as BuildError
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from .result import TuneResult as TuneResult
     from .text import TextEncoder as TextEncoder
     from .tuner import Tuner as Tuner
-    from .tuner import tune as tune
     from .views.crops import draw_boxes as draw_boxes
     from .views.decode import ImageLike as ImageLike
     from .views.decode import load_image as load_image
@@ -36,7 +36,7 @@ _MODULES = {
     "draw_boxes": "views.crops",
     "load_image": "views.decode",
     "make_views": "views.make",
-    "tune": "tuner",
+    "tune": "cache",
 }
 _PACKAGES = ("demo", "ops")
 __all__ = [*_MODULES]

@@ -44,6 +44,18 @@ def examine(progress: Callable[[int, int], None] | None = None, *, rebuild: bool
     return report
 
 
+def towers(model: Any, tokenizer: Any = None) -> dict[str, str]:
+    """How each tower of ``model`` runs, and why not the fast way where it does not."""
+    from .clip import Clip
+
+    clip = Clip(model, tokenizer=tokenizer)
+    text, image = clip.text.why_module, clip.image.why_module
+    return {
+        "text": "packed" if text is None else f"module: {text}",
+        "image": clip.image.engine if image is None else f"module: {image}",
+    }
+
+
 def _version(package: str) -> str | None:
     try:
         return version(package)

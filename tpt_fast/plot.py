@@ -5,14 +5,19 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from ._files import atomic_write
-from .result import TuneResult
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from .result import TuneResult
 
 
-def plot(result: TuneResult, path: str | os.PathLike | None = None, classes: int = 8):
+def plot(result: TuneResult, path: str | os.PathLike | None = None, classes: int = 8) -> Figure:
     """See :meth:`TuneResult.plot`; the bars show the ``classes`` most probable classes before and after."""
     if result.views is None:
         raise ValueError("plot: this result holds no views; make it with keep_views=True")

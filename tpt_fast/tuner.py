@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import os
-from collections import OrderedDict
-from collections.abc import Callable, Generator, Hashable, Iterable, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import replace
-from threading import Lock
-from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import Unpack
 
 from ._checks import check_integer
 from ._machine import free_bytes
 from ._modes import plain_modes
 from ._stages import Stages
 from .clip import Clip
-from .config import TuneConfig, TuneOptions
+from .config import TuneConfig
 from .extension import load
 from .graphs.bundle import Bundle
 from .graphs.replay import Graphs
@@ -27,8 +22,7 @@ from .memory import Memory, Size, measure
 from .methods import Answer, Method
 from .methods.objective import ObjectiveFunction, check_objective
 from .methods.tpt import Tpt
-from .models.module import unwrapped
-from .models.preprocessing import Preprocessing, preprocessing
+from .models.preprocessing import Preprocessing
 from .prompting.coop import load_ctx
 from .result import TuneResult, failed
 from .stream import Prepared, Steps, stream
@@ -499,122 +493,3 @@ def _clip(model: nn.Module | Clip, config: TuneConfig, tokenizer: Callable[..., 
         if has != wanted:
             raise ValueError(f"{name}: expected {has!r}, for the Clip was read so, got {wanted!r}")
     return model
-
-
-_KEPT_TUNERS = 4
-_tuners: OrderedDict[tuple, Future[Tuner]] = OrderedDict()
-_tuners_lock = Lock()  # held to look up and to note down, not while a Tuner is made
-
-
-P, R = ParamSpec("P"), TypeVar("R", covariant=True)
-
-
-class _WithCache(Protocol[P, R]):
-    def __call__(self, *arguments: P.args, **options: P.kwargs) -> R: ...
-
-    def cache_clear(self) -> None:
-        """Let go of the Tuners that are kept, and of their models."""
-
-
-def _with_cache(function: Callable[P, R]) -> _WithCache[P, R]:
-    def cache_clear() -> None:
-        with _tuners_lock:
-            _tuners.clear()
-
-    function.cache_clear = cache_clear  # type: ignore[attr-defined]
-    return cast("_WithCache[P, R]", function)
-
-
-@_with_cache
-def tune(
-    model: nn.Module,
-    image: ImageLike,
-    classnames: Sequence[str],
-    *,
-    tokenizer: Callable[..., Tensor] | None = None,
-    objective: ObjectiveFunction | None = None,
-    keep_views: bool = False,
-    **options: Unpack[TuneOptions],
-) -> TuneResult:
-    """Classify ``image`` by CLIP with a prompt tuned for it (test-time prompt tuning, Shu et al., NeurIPS 2022).
-
-    The last four Tuners are kept, and their models with them, so a loop over ``tune`` with the same arguments costs
-    no more than a :class:`Tuner`; ``tune.cache_clear()`` lets go of them. Weights and layers that have been
-    replaced, and weights changed in place, are noticed and make a new Tuner instead of the old; but not what PyTorch
-    does not count: changes through ``.data``, by optimisers with ``fused=True``, and of tensors made in inference
-    mode.
-
-    Args:
-        model, classnames, tokenizer, objective: see :class:`Tuner`. A new function is another objective, even of
-            the same code: define it outside of the loop.
-        image, keep_views: see :meth:`Tuner.__call__`.
-        options: the fields of :class:`TuneConfig`, and those of the method: ``method="zero", gamma=0.1``.
-
-    Raises:
-        TypeError, ValueError: an argument of another type or out of range, or an image that is none.
-        OSError: an image file that cannot be read.
-    """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: expected an open_clip CLIP or CustomTextCLIP, got {type(model).__name__}")
-    model, names, config = unwrapped(model), check_classnames(classnames), TuneConfig.of(**options)
-    return _kept_tuner(model, names, config, tokenizer, objective)(image, keep_views=keep_views)
-
-
-def _kept_tuner(
-    model: nn.Module,
-    names: tuple[str, ...],
-    config: TuneConfig,
-    tokenizer: Callable[..., Tensor] | None,
-    objective: ObjectiveFunction | None,
-) -> Tuner:
-    """A Tuner from the cache; threads that ask for one that is being made wait for it."""
-    weights = tuple((w.data_ptr(), w.dtype, _version(w)) for w in (*model.parameters(), *model.buffers()))
-    now = (weights, tuple(map(type, model.modules())), preprocessing(model))
-    read = (id(model), config.precision, config.engine, config.autocasts, _hashable(tokenizer), now)
-    chosen = {**vars(config), "ctx": _identity(config.ctx), "objective": objective}
-    key = (read, names, *map(_hashable, chosen.values()))
-    with _tuners_lock:
-        kept = _tuners.get(key)
-        made: Future[Tuner] = kept or Future()
-        if kept is None:
-            for old in [old for old in _tuners if old[0][0] == id(model) and old[0][-1] != now]:
-                del _tuners[old]
-            clips = [each.result().clip for other, each in _tuners.items() if other[0] == read and _succeeded(each)]
-            _tuners[key] = made
-            while len(_tuners) > _KEPT_TUNERS:
-                _tuners.popitem(last=False)
-        _tuners.move_to_end(key)
-    if kept is None:
-        try:
-            if clips:
-                made.set_result(Tuner(clips[0], names, config, objective=objective))
-            else:
-                made.set_result(Tuner(model, names, config, tokenizer=tokenizer, objective=objective))
-        except BaseException as error:
-            with _tuners_lock:
-                _tuners.pop(key, None)
-            made.set_exception(error)
-    return made.result()
-
-
-def _succeeded(made: Future[Tuner]) -> bool:
-    return made.done() and made.exception() is None
-
-
-def _hashable(value: Any) -> Hashable:
-    return value if isinstance(value, Hashable) else id(value)
-
-
-def _identity(ctx: Tensor | str | os.PathLike | None) -> tuple:
-    """What changes where the context does."""
-    if isinstance(ctx, Tensor):
-        return id(ctx), _version(ctx)
-    if ctx is None or not os.path.exists(ctx):
-        return (ctx,)
-    found = os.stat(ctx)
-    return ctx, found.st_ino, found.st_size, found.st_mtime_ns
-
-
-def _version(tensor: Tensor) -> int:
-    """How often ``tensor`` has been changed in place, as far as that is counted."""
-    return 0 if tensor.is_inference() else tensor._version

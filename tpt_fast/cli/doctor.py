@@ -10,12 +10,16 @@ from rich.table import Table
 from rich.text import Text
 
 from .. import doctor as _doctor
-from . import _shared
+from . import _models, _shared
 
 
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
     build: Annotated[bool, typer.Option("--build", help="Compile the kernels again, now.")] = False,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Say how this open_clip model's towers run. Default: the demo model."),
+    ] = None,
 ) -> None:
     """Show what was found here and what to do about what is missing.
 
@@ -24,6 +28,9 @@ def doctor(
     _shared.check_stdout()
     with _shared.compiling() as progress:
         report = _doctor.examine(progress, rebuild=build)
+    if report.works:
+        loaded = _models.load_demo() if model is None else _models.load_model(model, _models.RANDOM, "cpu")
+        report.found[model or "demo model"] = _doctor.towers(loaded.model, loaded.tokenizer)
     if as_json:
         _shared.json_line({"works": report.works, "found": report.found, "advice": report.advice})
     else:

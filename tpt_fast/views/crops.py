@@ -105,7 +105,7 @@ def draw_specs(
     resize_mode: str = "shortest",
     interpolation: str = "bicubic",
 ) -> Tensor:
-    """Draw the crops where ``generator`` is and put them in rows for :func:`tpt_fast.ops.views.views`, view 0 first.
+    """Draw the crops where ``generator`` is and put them in rows for :func:`tpt_fast.ops.views`, view 0 first.
 
     They have the distribution of :func:`draw_boxes`, but are other numbers: each view has its ten tries at once.
     Nothing waits for the device, so this can be captured in a CUDA graph, whose replays draw anew.
@@ -178,7 +178,7 @@ def view_specs(
     resize_mode: str = "shortest",
     interpolation: str = "bicubic",
 ) -> Tensor:
-    """Rows for :func:`tpt_fast.ops.views.views`: view 0, then one view a box.
+    """Rows for :func:`tpt_fast.ops.views`: view 0, then one view a box.
 
     View 0 is torchvision's ``Resize(size, bicubic)`` of the shorter side and ``CenterCrop(size)``, unless other
     arguments say otherwise; the others are bilinear resized crops, mirrored where asked.

@@ -27,7 +27,7 @@ def pass_order() -> str:
     """The order in which the installed Pillow resizes: "pillow-12" (and before) does the width first, but for slivers.
 
     "pillow-13" (and after, and where there is no Pillow) does the height first where it shrinks much the more. Each
-    pass rounds to bytes, so views made in another order differ in the last bit; see :func:`tpt_fast.ops.views.views`.
+    pass rounds to bytes, so views made in another order differ in the last bit; see :func:`tpt_fast.ops.views`.
     """
     try:
         from PIL import __version__
@@ -104,7 +104,7 @@ def make_views(
         resize_mode, interpolation: of view 0, see :func:`tpt_fast.views.view_specs`; CLIP's by default.
 
     Returns:
-        [N, 3, S, S] in ``dtype``; with ``patch`` [N, (S / P)^2, 3 P^2], see :func:`tpt_fast.ops.views.views`.
+        [N, 3, S, S] in ``dtype``; with ``patch`` [N, (S / P)^2, 3 P^2], see :func:`tpt_fast.ops.views`.
 
     Raises:
         ValueError: an argument out of range, a box outside the image, or an image that cannot be used.
