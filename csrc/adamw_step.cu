@@ -1,5 +1,8 @@
 // A block a context. The context is a few thousand numbers, so that the launch itself bounds it: one launch instead of
 // AdamW's dozen, and the check for a gradient that is not finite is a vote of the block, so that nobody waits for it.
+//
+// Dangers: the vote is a barrier that all threads of the block reach, and publishes the scalars too; single loads, so
+// no alignment is asked for; offsets are 64 bits wide, contexts up to 2^31 - 1.
 #include "adamw_step.h"
 #include "common.cuh"
 

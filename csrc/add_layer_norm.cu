@@ -2,6 +2,9 @@
 // once and written once. A lane holds its part of the row in registers, in storage type, for widths up to 1536 (all
 // CLIP text towers), and reads all of them before it writes any: a load behind a store, which might be to the same
 // memory, would wait for it. Wider or unaligned rows are read again instead, from L1.
+//
+// Dangers: a warp without a row leaves as a whole, so shuffles name all lanes; vectors only where every row is aligned;
+// grid and widths are checked before the launch, and offsets are 64 bits wide.
 #include "add_layer_norm.h"
 #include "common.cuh"
 #include "half.h"
@@ -52,7 +55,12 @@ struct RowPart {
 };
 
 // Blocks that a multiprocessor must have registers for: few enough that no row part is spilled.
-constexpr int resident_blocks(size_t held_bytes) { return held_bytes == 0 ? 10 : held_bytes <= 48 ? 8 : 4; }
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+constexpr int kMaxBlocks = 1024 / kThreads;  // 7.5 has room for no more threads
+#else
+constexpr int kMaxBlocks = 10;
+#endif
+constexpr int resident_blocks(size_t held_bytes) { return held_bytes == 0 ? kMaxBlocks : held_bytes <= 48 ? 8 : 4; }
 
 template <int kHeld, int kVector, class T>
 __global__ void __launch_bounds__(kThreads, resident_blocks(kHeld * kVector * sizeof(T)))

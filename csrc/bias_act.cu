@@ -1,4 +1,7 @@
 // One 16-byte vector a thread; memory bounds it. The bias row stays in L1.
+//
+// Dangers: vectors only where rows and pointers are aligned; at most 2^31 - 1 of them, checked before the launch, so
+// that their index fits 32 bits, and offsets of elements are 64 bits wide. No shuffles, no shared memory.
 #include "bias_act.h"
 #include "common.cuh"
 #include "half.h"

@@ -8,6 +8,12 @@
 
 namespace tpt_fast {
 
+// Whether the device has the instructions for bfloat16, and for two values at once: from 8.0 on. Before that device
+// code does as the host does, and the bindings refuse bfloat16, whose products (tiles.cuh) have no such way.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+#define TPT_FAST_CONVERTS_BFLOAT16
+#endif
+
 struct Half {
   uint16_t bits;
 };
@@ -94,7 +100,7 @@ TPT_FAST_HOST_DEVICE Half narrow<Half>(float x) {
 
 template <>
 TPT_FAST_HOST_DEVICE BFloat16 narrow<BFloat16>(float x) {
-#if defined(__CUDA_ARCH__)
+#if defined(TPT_FAST_CONVERTS_BFLOAT16)
   BFloat16 result;
   asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(result.bits) : "f"(x));
   return result;
@@ -110,7 +116,7 @@ TPT_FAST_HOST_DEVICE BFloat16 narrow<BFloat16>(float x) {
 template <class T>
 TPT_FAST_HOST_DEVICE uint32_t narrow_pair(float first, float second) {
   static_assert(sizeof(T) == 2);
-#if defined(__CUDA_ARCH__)
+#if defined(TPT_FAST_CONVERTS_BFLOAT16)
   uint32_t pair;
   if constexpr (std::is_same_v<T, Half>) {
     asm("cvt.rn.f16x2.f32 %0, %2, %1;" : "=r"(pair) : "f"(first), "f"(second));

@@ -5,13 +5,26 @@
 // selection, mean and gradient has four block-wide synchronisations and no more. Rows are read again instead of being
 // kept, because the second read hits the cache; exponentials are computed again instead of being stored. Clusters would
 // spare the counter, but only data-centre GPUs from 9.0 and all from 12.0 have them.
+//
+// Dangers: shared memory grows with the kept views, so more than 48 KB is asked for, and the binding refuses what no
+// block can have (objective_shared_bytes). The rows' results pass to the last block by a fence on either side of the
+// count, and are read from L2. Counters belong to one stream, or to one launch of a graph (zero_counters in the
+// binding). Shuffles name all lanes and stand where all lanes of the block pass. Grid: views up to 2^30, images up to
+// 65,535; classes and views fit int, offsets are 64 bits wide. Vector loads only where every row is aligned.
 #include "common.cuh"
 #include "objective.h"
 
 namespace tpt_fast {
 namespace {
 
-constexpr size_t kSharedBytes = 47 << 10;  // what every launch may have, less what is static
+constexpr size_t kStaticBytes = 1 << 10;                    // at most, and what the compiler rounds up to
+constexpr size_t kSharedBytes = (48 << 10) - kStaticBytes;  // what every launch may have without asking
+
+// Long rows get larger blocks.
+template <class T>
+int threads_of(const ObjectiveParams<T>& p) {
+  return sizeof(T) == 4 && p.classes > 4096 ? 1024 : 256;
+}
 
 template <class T>
 __device__ __forceinline__ T smaller(T a, T b) {
@@ -210,18 +223,26 @@ cudaError_t launch_with(const ObjectiveParams<T>& p, cudaStream_t stream) {
 }  // namespace
 
 template <class T>
+int64_t objective_shared_bytes(const ObjectiveParams<T>& p) {
+  return static_cast<int64_t>(Kept<T>::bytes(p.views, p.n_selected, threads_of(p) / kWarp) + kStaticBytes);
+}
+
+template <class T>
 cudaError_t launch_objective(const ObjectiveParams<T>& p, cudaStream_t stream) {
   if (p.batch == 0) return cudaSuccess;
   if (p.batch > kMaxGridY || p.classes > (1 << 30) || p.views > (1 << 30)) return cudaErrorInvalidValue;
   if constexpr (sizeof(T) == 4) {
+    const bool large = threads_of(p) == 1024;
     if (vectors_fit<4>(p.classes, p.logits, p.grad, p.log_mean)) {
-      return p.classes > 4096 ? launch_with<1024, 4>(p, stream) : launch_with<256, 4>(p, stream);
+      return large ? launch_with<1024, 4>(p, stream) : launch_with<256, 4>(p, stream);
     }
-    if (p.classes > 4096) return launch_with<1024, 1>(p, stream);
+    if (large) return launch_with<1024, 1>(p, stream);
   }
   return launch_with<256, 1>(p, stream);
 }
 
+template int64_t objective_shared_bytes(const ObjectiveParams<float>&);
+template int64_t objective_shared_bytes(const ObjectiveParams<double>&);
 template cudaError_t launch_objective(const ObjectiveParams<float>&, cudaStream_t);
 template cudaError_t launch_objective(const ObjectiveParams<double>&, cudaStream_t);
 

@@ -40,7 +40,10 @@ template <class T>
 void objective_images(const ObjectiveParams<T>& p, int64_t begin, int64_t end);
 
 #ifdef TPT_FAST_CUDA
-// All of it in one launch.
+// All of it in one launch, which needs this much shared memory a block: it grows with views and kept views, and a
+// device has cudaDevAttrMaxSharedMemoryPerBlockOptin of it.
+template <class T>
+int64_t objective_shared_bytes(const ObjectiveParams<T>& p);
 template <class T>
 cudaError_t launch_objective(const ObjectiveParams<T>& p, cudaStream_t stream);
 #endif

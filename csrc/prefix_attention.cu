@@ -28,6 +28,12 @@
 // instructions; in tiles forward should be bound by memory, and backward by both. What the backward pass could still
 // save: it computes the scores three times (for the statistics, for q, for the keys), which classes of more rows than a
 // tile need and shorter ones do not.
+//
+// Dangers: heads over 128, and strides whose offsets within an image would leave 32 bits, are refused before the launch
+// (fits), heads also by name in Python. Staged prefixes take 20 KB of shared memory at most, so nothing is asked for.
+// Vectors and tiles only where all pointers and strides are aligned. No counters and no fences: what one launch leaves
+// to the next goes by the order of the stream. Before 8.0 a product of tiles is two of half the depth, and bfloat16,
+// which has none there, is refused by the binding.
 #include <algorithm>
 
 #include "prefix_attention.h"

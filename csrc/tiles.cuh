@@ -108,11 +108,26 @@ __device__ __forceinline__ void multiply(float (&sums)[4], const uint32_t (&a)[4
                : "=f"(sums[0]), "=f"(sums[1]), "=f"(sums[2]), "=f"(sums[3])                                    \
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(sums[0]), "f"(sums[1]), \
                  "f"(sums[2]), "f"(sums[3]))
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800  // 7.5 has half of the instruction, and none for bfloat16
+  if constexpr (std::is_same_v<T, Half>) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      asm volatile(
+          "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%7, %8, %9, %10};"
+          : "=f"(sums[0]), "=f"(sums[1]), "=f"(sums[2]), "=f"(sums[3])
+          : "r"(a[2 * half]), "r"(a[2 * half + 1]), "r"(b[half]), "f"(sums[0]), "f"(sums[1]), "f"(sums[2]),
+            "f"(sums[3]));
+    }
+  } else {
+    __trap();  // the bindings refuse it
+  }
+#else
   if constexpr (std::is_same_v<T, Half>) {
     TPT_FAST_MULTIPLY("f16");
   } else {
     TPT_FAST_MULTIPLY("bf16");
   }
+#endif
 #undef TPT_FAST_MULTIPLY
 #endif
 }

@@ -38,7 +38,9 @@ struct ViewsGeometry {
   int32_t* weights;  // [N, 2 (vertical, horizontal), S, 2 + max_taps] first source line, count, weights; CUDA: S last
   int64_t max_taps;
 
-  uint32_t* pixels;  // CUDA only: [H, W] scratch, R | G << 8 | B << 16
+  // CUDA only.
+  uint32_t* pixels;  // [H, W] scratch, R | G << 8 | B << 16
+  int64_t at_once;   // how many views `weights` has room for, from views_at_once
 };
 
 template <class T>
@@ -85,7 +87,11 @@ void views_bands(const ViewsParams<T>& p, uint8_t* scratch, int64_t begin, int64
 // No view of any specs has more taps; `max_taps` and `weights` for launch_views, which cannot look at the specs.
 int64_t views_max_taps(int64_t height, int64_t width, int64_t size);
 
-// Two launches. Needs `weights` and `pixels`; `columns` may be null.
+// How many views go together, at least 1: one after the other they use the same `weights`, [at_once, 2, 2 + max_taps,
+// S], of at most 64 MB where one view does not take more.
+int64_t views_at_once(int64_t max_taps, int64_t size, int64_t views);
+
+// Two launches for each views_at_once. Needs `weights` and `pixels`; `columns` may be null.
 template <class T>
 cudaError_t launch_views(const ViewsParams<T>& p, cudaStream_t stream);
 #endif

@@ -12,7 +12,11 @@ namespace tpt_fast {
 
 class __attribute__((visibility("hidden"))) OnDevice {
  public:
-  explicit OnDevice(const Tensor& tensor) : index_(tensor.get_device_index()), guard_(index_) {}
+  explicit OnDevice(const Tensor& tensor) : index_(tensor.get_device_index()), guard_(index_) {
+    STD_TORCH_CHECK(tensor.scalar_type() != ScalarType::BFloat16 || attribute(cudaDevAttrComputeCapabilityMajor) >= 8,
+                    "bfloat16: CUDA device ", index_,
+                    " has no instructions for it (compute capability 8.0 and later do); ", "use float16 or float32");
+  }
 
   cudaStream_t stream() const {
     void* stream = nullptr;
@@ -21,6 +25,12 @@ class __attribute__((visibility("hidden"))) OnDevice {
     return static_cast<cudaStream_t>(stream);
   }
   int32_t index() const { return index_; }
+  int attribute(cudaDeviceAttr which) const {
+    int value = 0;
+    const cudaError_t error = cudaDeviceGetAttribute(&value, which, index_);
+    STD_TORCH_CHECK(error == cudaSuccess, "CUDA device ", index_, ": ", cudaGetErrorString(error));
+    return value;
+  }
 
  private:
   int32_t index_;

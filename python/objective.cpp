@@ -74,6 +74,8 @@ Outputs objective_cpu(const Tensor& logits, int64_t n_selected, std::optional<Te
 // Counters that are zero, and what keeps their memory. Launches leave them so, and launches on one stream follow each
 // other, so one set a stream will do. A graph may be replayed on any stream, but never beside itself: each launch in
 // one takes counters for good, of those that the first eager call on the device has zeroed, to spare replays a launch.
+// Who destroys a stream of his own has to wait for its work first: another may get its handle, and with that its
+// counters.
 struct Counters {
   Tensor held;
   uint32_t* first;
@@ -104,6 +106,7 @@ Counters zero_counters(const Tensor& like, int64_t count, const OnDevice& device
     return counters(reserve.zeros, reserve.taken - count);
   }
   if (!reserve.zeros.defined()) reserve.zeros = zeros(kReserve);
+  if (device.stream() == cudaStreamPerThread) return counters(zeros(count));  // one handle for a stream of each thread
   Tensor& own = of_stream[{device.index(), device.stream()}];
   if (!own.defined() || own.numel() < count) own = zeros(count);
   return counters(own);
@@ -114,6 +117,10 @@ Outputs on_cuda(const Tensor& logits, int64_t n_selected, const std::optional<Te
   const OnDevice device(logits);
   if (selected) check_device(*selected, "selected", logits);
   return objective<T>(logits, n_selected, selected, [&](ObjectiveParams<T> p) {
+    const int64_t needed = objective_shared_bytes(p), room = device.attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+    STD_TORCH_CHECK(needed <= room, "n_selected: keeping ", p.n_selected, " of ", p.views, " views takes ", needed,
+                    " bytes of shared memory, CUDA device ", device.index(), " has ", room,
+                    "; keep fewer views, or compute the objective on the CPU");
     const Counters arrived = zero_counters(logits, p.batch, device);
     p.arrived = arrived.first;
     check_launch(launch_objective(p, device.stream()), "objective");

@@ -141,7 +141,8 @@ Tensor views_cpu(const Tensor& image, const Tensor& specs, const Tensor& table, 
 template <class T>
 void run_on_cuda(ViewsParams<T>& p, const Tensor& like, const OnDevice& device) {
   p.max_taps = views_max_taps(p.height, p.width, p.size);
-  Tensor weights = empty(like, {p.views, 2, 2 + p.max_taps, p.size}, ScalarType::Int),
+  p.at_once = views_at_once(p.max_taps, p.size, p.views);
+  Tensor weights = empty(like, {p.at_once, 2, 2 + p.max_taps, p.size}, ScalarType::Int),
          pixels = empty(like, {p.height, p.width}, ScalarType::Int);
   p.weights = weights.mutable_data_ptr<int32_t>();
   p.pixels = static_cast<uint32_t*>(pixels.mutable_data_ptr());

@@ -1,7 +1,8 @@
 """What the CUDA compiler makes of ``csrc/*.cu``: registers, stack, spills and shared memory of every kernel.
 
 ``python tests/cuda_sources.py`` prints the table for the architectures it is given (default: all that the toolkit
-knows); with ``--write`` it replaces ``csrc/resources.tsv``, which ``tests/test_cuda_sources.py`` compares with.
+knows); with ``--write`` it puts them into ``csrc/resources.tsv``, the budget that no kernel may exceed
+(``tests/test_cuda_sources.py``). Columns of other architectures stay as they are.
 """
 
 from __future__ import annotations
@@ -27,10 +28,12 @@ class Limits:
 
     warps: int
     blocks: int
-    shared: int  #: bytes, of which every block takes 1024 for the system
+    shared: int  #: bytes
+    reserved: int = 1024  #: bytes of those that every block takes for the system
 
 
 LIMITS = {
+    75: Limits(32, 16, 64 << 10, 0),
     80: Limits(64, 32, 164 << 10),
     86: Limits(48, 16, 100 << 10),
     89: Limits(48, 24, 100 << 10),
@@ -55,12 +58,12 @@ class Resources:
         """Share of the multiprocessor's warps that can be resident, by registers and static shared memory.
 
         Registers are given to a warp in units of 256, and to warps four at a time; shared memory to a block in units
-        of 128 bytes, plus 1 KB for the system. Dynamic shared memory is not known here.
+        of 128 bytes, plus what the system takes of it. Dynamic shared memory is not known here.
         """
         limits, warps = LIMITS[arch], -(-self.threads // 32)
         of_a_warp = -(-self.registers * 32 // 256) * 256
         by_registers = REGISTERS // of_a_warp // 4 * 4 // warps
-        by_shared = limits.shared // (-(-self.shared // 128) * 128 + 1024)
+        by_shared = limits.shared // max(1, -(-self.shared // 128) * 128 + limits.reserved)
         return min(limits.warps // warps, limits.blocks, by_registers, by_shared) * warps / limits.warps
 
     def cell(self, arch: int) -> str:
@@ -125,14 +128,17 @@ def compile_all(nvcc: str, archs: Iterable[int], jobs: int = 2) -> dict[int, dic
 
 
 def table(nvcc: str, compiled: dict[int, dict[str, Resources]]) -> str:
-    """The text of ``csrc/resources.tsv``."""
-    archs = sorted(compiled)
+    """The text of ``csrc/resources.tsv``, with what stands there of other architectures by the same compiler."""
+    recorded, rows = read_table()
+    rows = rows if recorded == version(nvcc) else {}
+    archs = sorted({*compiled, *(int(name[3:]) for row in rows.values() for name in row if name.startswith("sm_"))})
     lines = [
         f"# {version(nvcc)}; registers / stack bytes / spilled bytes / occupancy; by tests/cuda_sources.py --write",
         "\t".join(["kernel", "threads", "shared", *(f"sm_{arch}" for arch in archs)]),
     ]
-    for name, first in sorted(compiled[archs[0]].items()):
-        cells = [compiled[arch][name].cell(arch) for arch in archs]
+    for name, first in sorted(next(iter(compiled.values())).items()):
+        old = rows.get(name, {})
+        cells = [compiled[arch][name].cell(arch) if arch in compiled else old.get(f"sm_{arch}", "") for arch in archs]
         lines.append("\t".join([name, str(first.threads), str(first.shared), *cells]))
     return "\n".join(lines) + "\n"
 

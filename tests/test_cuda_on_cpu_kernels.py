@@ -89,6 +89,29 @@ def test_views(shim, dtype, vertical_first):
         assert torch.equal(got, reference_views(*given))
 
 
+def test_views_of_a_long_image_go_in_groups_that_share_their_weights(shim):
+    """Of 1 x 1,000,000 at 224 px the weights of 64 views would take 2 GB."""
+    assert build.load().views_at_once(build.load().views_max_taps(1, 1_000_000, 224), 224, 64) == 2
+    assert build.load().views_at_once(build.load().views_max_taps(3000, 4000, 224), 224, 64) == 64
+    width, size, count = 150_000, 40, 15
+    assert 1 < build.load().views_at_once(build.load().views_max_taps(1, width, size), size, count) < count - 1
+    image = torch.randint(0, 256, (1, width, 3), dtype=torch.uint8)
+    table = torch.arange(256).expand(3, 256).to(torch.uint8).contiguous()
+    specs = torch.tensor(
+        [[0, 9999 * i, 1, 50 + i, 40, 40, 0, 0, i % 2, i % 2] for i in range(count)], dtype=torch.int32
+    )
+    got = ops.views(image, specs, table, size)
+    assert torch.equal(got, reference_views(image, specs, table, size))
+
+
+def test_the_shared_memory_that_objective_says_it_needs(shim):
+    """At 1000 classes 227 KB, an H100's, hold 4,000 of 4,000 views; up to 47 KB nothing is asked for."""
+    needs = build.load().objective_shared_bytes
+    assert needs(64, 1000, 6) < 48 << 10
+    assert needs(4000, 1000, 4000) < 227 << 10 < needs(4500, 1000, 4500)
+    assert needs(64, 5000, 6) > needs(64, 4000, 6)  # larger blocks
+
+
 # Rows held in registers up to 768 and up to 1536, longer ones, and such as no vector fits.
 @pytest.mark.parametrize("width", [512, 768, 1024, 1536, 2048, 770])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

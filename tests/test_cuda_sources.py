@@ -61,6 +61,19 @@ def test_the_budget():
         assert exceeds(replace(kernel, **more), row, 90)
 
 
+@needs_nvcc
+def test_bfloat16_compiles_where_there_is_none():
+    """On 7.5 (T4, RTX 20), which has float16; the bindings refuse bfloat16 there."""
+    if 75 not in cuda_sources.architectures(CUDA.nvcc):
+        pytest.skip(f"{CUDA.nvcc} does not know sm_75")
+    _, rows = cuda_sources.read_table()
+    for name, found in cuda_sources.compile_one(
+        CUDA.nvcc, cuda_sources.ROOT / "csrc" / "add_layer_norm.cu", 75
+    ).items():
+        assert name in rows
+        assert not found.spills or not is_hot(name), name
+
+
 def is_hot(name):
     """float64 is there to check gradients."""
     return "double" not in name
@@ -87,6 +100,8 @@ def test_no_hot_kernel_of_the_table_spills():
         (1024, 64, 0, 90, 0.5),  # one block
         (256, 16, 48 << 10, 89, 16 / 48),  # two blocks of 49 KB in 100 KB
         (256, 255, 0, 120, 8 / 48),
+        (256, 32, 0, 75, 1.0),  # 4 blocks of 8 warps: all 32
+        (256, 16, 32 << 10, 75, 16 / 32),  # of 64 KB the system takes none
     ],
 )
 def test_occupancy(threads, registers, shared, arch, expected):

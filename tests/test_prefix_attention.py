@@ -160,7 +160,7 @@ def test_messages():
         prefix_attention(q[:, :7], kv, offsets, prefix, heads)
     with pytest.raises(ValueError, match="prefix: expected 0 to 20"):
         prefix_attention(q, kv, offsets, 21, heads)
-    with pytest.raises(TypeError, match="q, kv: expected one floating point type"):
+    with pytest.raises(TypeError, match="q, kv: expected both in torch"):
         prefix_attention(q.double(), kv, offsets, prefix, heads)
     with pytest.raises(ValueError, match="grad_kv: expected"):
         prefix_attention_backward(q, q, kv, offsets, prefix, heads, q, kv[:1])

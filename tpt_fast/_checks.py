@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+
+from torch import Tensor
 
 MAX_SEED = 2**64 - 1  # that a generator takes
 
@@ -24,6 +26,18 @@ def check_number(name: str, value: object, expected: str, fits: Callable[[float]
         raise TypeError(f"{name}: expected {expected}, got {type(value).__name__} {value!r}")
     if not math.isfinite(value) or not fits(value):
         raise ValueError(f"{name}: expected {expected}, got {value}")
+
+
+def check_numbers(name: str, values: object, count: int) -> tuple[float, ...]:
+    """``count`` finite numbers, as a tuple."""
+    if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
+        raise TypeError(f"{name}: expected {count} numbers, got {type(values).__name__} {values!r:.60}")
+    result = tuple(value.item() if isinstance(value, Tensor) and value.ndim == 0 else value for value in values)
+    if len(result) != count:
+        raise ValueError(f"{name}: expected {count} numbers, got {result!r:.60}")
+    for value in result:
+        check_number(name, value, f"{count} finite numbers", lambda _: True)
+    return tuple(map(float, result))
 
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:

@@ -40,7 +40,7 @@ void views(const py::kwargs& values) {
   p.weights = a.data<int32_t>("weights");
   p.pixels = a.data<uint32_t>("pixels");
   p.out = a.data<T>("out");
-  a.integers("sizes", p.height, p.width, p.views, p.size, p.patch, p.max_taps);
+  a.integers("sizes", p.height, p.width, p.views, p.size, p.patch, p.max_taps, p.at_once);
   p.vertical_first_when_taller = a.flag("vertical_first");
   a.check(launch_views(p, nullptr));
 }
@@ -157,8 +157,10 @@ constexpr std::pair<const char*, Function> kFunctions[] = {
     {"views_4", views<uint32_t>},
     {"adamw_step_float32", adamw_step<float>},
     {"adamw_step_float64", adamw_step<double>},
-#define EVERY_TYPE(op) \
-  {#op "_float32", op<float>}, {#op "_float64", op<double>}, {#op "_float16", op<Half>}, {#op "_bfloat16", op<BFloat16>}
+#define EVERY_TYPE(op)                                                                     \
+  {#op "_float32", op<float>}, {#op "_float64", op<double>}, {#op "_float16", op<Half>}, { \
+    #op "_bfloat16", op<BFloat16>                                                          \
+  }
     EVERY_TYPE(add_layer_norm),
     EVERY_TYPE(add_layer_norm_backward),
     EVERY_TYPE(bias_act),
@@ -172,5 +174,11 @@ PYBIND11_MODULE(cuda_on_cpu_kernels, m) {
   m.def("set_seed", &cuda_on_cpu::set_seed);
   m.def("launches", &cuda_on_cpu::launches);
   m.def("views_max_taps", &views_max_taps);
+  m.def("views_at_once", &views_at_once);
+  m.def("objective_shared_bytes", [](int64_t views, int64_t classes, int64_t n_selected) {
+    ObjectiveParams<float> p{};
+    p.views = views, p.classes = classes, p.n_selected = n_selected;
+    return objective_shared_bytes(p);
+  });
   for (const auto& [name, function] : kFunctions) m.def(name, function);
 }

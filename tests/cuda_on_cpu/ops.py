@@ -78,6 +78,7 @@ def views(
 ) -> Tensor:
     (height, width, _), count = image.shape, len(specs)
     taps = build.load().views_max_taps(height, width, size)
+    together = build.load().views_at_once(taps, size, count)
     shape = (3, size, size) if patch is None else ((size // patch) ** 2, 3 * patch**2)
     out = torch.full((count, *shape), torch.nan if table.is_floating_point() else 0, dtype=table.dtype)
     _call(
@@ -85,10 +86,10 @@ def views(
         image=_dense(image),
         specs=_dense(specs),
         table=_dense(table),
-        weights=_unwritten(count, 2, 2 + taps, size, dtype=torch.int32),
+        weights=_unwritten(together, 2, 2 + taps, size, dtype=torch.int32),
         pixels=_unwritten(height, width, dtype=torch.int32),
         out=out,
-        sizes=(height, width, count, size, patch or size, taps),
+        sizes=(height, width, count, size, patch or size, taps, together),
         vertical_first=vertical_first_when_taller,
     )
     return out

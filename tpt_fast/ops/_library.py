@@ -50,15 +50,25 @@ def differentiate_once(op: str, backward: Callable, setup_context: Callable) -> 
     torch.library.register_autograd(f"tpt_fast::{op}", once, setup_context=setup_context)
 
 
-def check_derivatives(op: str, *, differentiable: bool, **tensors: Tensor | None) -> None:
-    """Refuse the derivatives that an op does not have, and that would be lost without a word.
+def check_tensors(op: str, *, differentiable: bool, **tensors: Tensor | None) -> None:
+    """What every op asks of its tensors, the first of which is never None: dense ones, on one device, and no derivative
+    that the op does not have, and that would be lost without a word.
 
     Raises:
+        TypeError: not a tensor, or a sparse one.
+        ValueError: tensors on several devices.
         RuntimeError: a tensor has a forward-mode tangent, or a gradient is wanted of an op that has none.
     """
+    first, like = next(iter(tensors.items()))
     for name, tensor in tensors.items():
-        if tensor is None:
+        if tensor is None and name != first:
             continue
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
+        if tensor.layout != torch.strided:
+            raise TypeError(f"{name}: expected a dense tensor, got one of layout {tensor.layout}")
+        if tensor.device != like.device:
+            raise ValueError(f"{name}: expected a tensor on {like.device}, as {first} is, got one on {tensor.device}")
         if not differentiable and tensor.requires_grad and torch.is_grad_enabled():
             raise RuntimeError(f"{name}: {op} has no derivative, and this tensor requires a gradient; detach it")
         if forward_ad._current_level >= 0 and forward_ad.unpack_dual(tensor).tangent is not None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..extension import load
 from ..reference.adamw_step import adamw_step_or_skip as reference
-from ._library import check_derivatives, define
+from ._library import check_tensors, define
 
 define(
     "adamw_step(Tensor context, Tensor grad, Tensor? exp_avg, Tensor? exp_avg_sq, Tensor? step, float lr, float beta1, "
@@ -61,7 +61,15 @@ def adamw_step(
         TypeError: a tensor of another type.
     """
     # A parameter may come as it is: its gradient ends here, as at every optimiser.
-    check_derivatives("adamw_step", differentiable=True, context=context, grad=grad)
+    check_tensors(
+        "adamw_step",
+        differentiable=True,
+        context=context,
+        grad=grad,
+        exp_avg=exp_avg,
+        exp_avg_sq=exp_avg_sq,
+        step=step,
+    )
     if context.dim() != 3:
         raise ValueError(f"context: expected [B, n_ctx, width], got {list(context.shape)}")
     if context.dtype not in (torch.float32, torch.float64):

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ..extension import load
 from ..reference import add_layer_norm as reference
-from ._library import check_derivatives, define, differentiate_once
-from ._types import accumulation_dtype
+from ._library import check_tensors, define, differentiate_once
+from ._types import FLOATING, accumulation_dtype
 
 define(
     "add_layer_norm(Tensor x, Tensor? delta, Tensor? delta_bias, Tensor weight, Tensor bias, float eps)"
@@ -101,7 +101,7 @@ def add_layer_norm(
     Raises:
         ValueError, TypeError: an argument of another shape or type.
     """
-    check_derivatives(
+    check_tensors(
         "add_layer_norm", differentiable=True, x=x, delta=delta, weight=weight, bias=bias, delta_bias=delta_bias
     )
     _check(x, "x", x, rows=True)
@@ -129,17 +129,23 @@ def add_layer_norm_backward(
         sum, mean, rstd: as :func:`add_layer_norm` returned them.
         weight: [width].
     """
-    check_derivatives(
+    check_tensors(
         "add_layer_norm_backward",
         differentiable=False,
         grad_normed=grad_normed,
         grad_sum=grad_sum,
         sum=sum,
+        mean=mean,
+        rstd=rstd,
         weight=weight,
     )
     _check(sum, "sum", sum, rows=True)
     _check(grad_normed, "grad_normed", sum, rows=True)
     _check(weight, "weight", sum)
+    for name, t in (("mean", mean), ("rstd", rstd)):
+        if t.dtype != weight.dtype or t.numel() * sum.shape[-1] != sum.numel():
+            expected = f"{weight.dtype} {list(sum.shape[:-1])}"
+            raise ValueError(f"{name}: expected {expected}, got {t.dtype} {list(t.shape)}")
     if grad_sum is not None:
         _check(grad_sum, "grad_sum", sum, rows=True)
     load.ensure(sum.device)
@@ -148,7 +154,8 @@ def add_layer_norm_backward(
 
 def _check(t: Tensor, name: str, x: Tensor, rows: bool = False) -> None:
     shape, dtype = (x.shape, x.dtype) if rows else (x.shape[-1:], accumulation_dtype(x.dtype))
-    if t.dtype != dtype or not dtype.is_floating_point:
-        raise TypeError(f"{name}: expected {dtype if dtype.is_floating_point else 'floating point'}, got {t.dtype}")
+    if x.dtype not in FLOATING or t.dtype != dtype:
+        expected = dtype if x.dtype in FLOATING else " or ".join(map(str, FLOATING))
+        raise TypeError(f"{name}: expected {expected}, got {t.dtype}")
     if t.shape != shape or not shape:
         raise ValueError(f"{name}: expected {list(shape) or '[..., width]'}, got {list(t.shape)}")

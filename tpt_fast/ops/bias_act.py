@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..extension import load
 from ..reference import bias_act as reference
-from ._library import check_derivatives, define, differentiate_once
+from ._library import check_tensors, define, differentiate_once
 from ._types import FLOATING, accumulation_dtype
 
 define("bias_act(Tensor x, Tensor? bias, bool quick) -> Tensor", reference.bias_act)
@@ -62,7 +62,7 @@ def bias_act(x: Tensor, bias: Tensor | None = None, activation: str = "gelu") ->
         ValueError: another activation, or a bias of another shape.
         TypeError: ``x`` or ``bias`` of another type.
     """
-    check_derivatives("bias_act", differentiable=True, x=x, bias=bias)
+    check_tensors("bias_act", differentiable=True, x=x, bias=bias)
     quick = _check(x, bias, activation)
     load.ensure(x.device)
     return torch.ops.tpt_fast.bias_act(x, bias, quick)
@@ -76,7 +76,7 @@ def bias_act_(x: Tensor, bias: Tensor | None = None, activation: str = "gelu") -
     Raises:
         ValueError, TypeError: as there, or an ``x`` that is not contiguous.
     """
-    check_derivatives("bias_act_", differentiable=False, x=x, bias=bias)
+    check_tensors("bias_act_", differentiable=False, x=x, bias=bias)
     quick = _check(x, bias, activation)
     if not x.is_contiguous():
         raise ValueError(f"x: expected a contiguous tensor, got strides {x.stride()}")
@@ -87,8 +87,10 @@ def bias_act_(x: Tensor, bias: Tensor | None = None, activation: str = "gelu") -
 
 def bias_act_backward(grad: Tensor, x: Tensor, bias: Tensor | None = None, activation: str = "gelu") -> Tensor:
     """Gradient with respect to ``x`` of :func:`bias_act`, from the gradient ``grad`` [..., width] of its result."""
-    check_derivatives("bias_act_backward", differentiable=False, grad=grad, x=x, bias=bias)
+    check_tensors("bias_act_backward", differentiable=False, grad=grad, x=x, bias=bias)
     quick = _check(x, bias, activation)
+    if grad.shape != x.shape or grad.dtype != x.dtype:
+        raise ValueError(f"grad: expected {x.dtype} {list(x.shape)}, got {grad.dtype} {list(grad.shape)}")
     load.ensure(x.device)
     return torch.ops.tpt_fast.bias_act_backward(grad, x, bias, quick)
 
@@ -97,7 +99,7 @@ def _check(x: Tensor, bias: Tensor | None, activation: str) -> bool:
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation: expected one of {', '.join(ACTIVATIONS)}, got {activation!r}")
     if x.dtype not in FLOATING:
-        raise TypeError(f"x: expected a floating point tensor, got {x.dtype}")
+        raise TypeError(f"x: expected {' or '.join(map(str, FLOATING))}, got {x.dtype}")
     accumulate = accumulation_dtype(x.dtype)
     if not x.ndim:
         raise ValueError("x: expected [..., width], got []")

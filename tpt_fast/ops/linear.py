@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..extension import load
 from ..reference import linear as reference
-from ._library import check_derivatives, define
+from ._library import check_tensors, define
 from .bias_act import ACTIVATIONS
 
 define("linear(Tensor x, Tensor panels, Tensor? bias, int width, int activation) -> Tensor", reference.linear)
@@ -50,7 +50,7 @@ def linear(
         ValueError: another activation, panels or a bias of another shape.
         TypeError: a tensor of another type.
     """
-    check_derivatives("linear", differentiable=False, x=x, panels=panels, bias=bias)
+    check_tensors("linear", differentiable=False, x=x, panels=panels, bias=bias)
     if activation not in _NUMBERS:
         raise ValueError(f"activation: expected one of {', '.join(ACTIVATIONS)} or None, got {activation!r}")
     for name, given in (("x", x), ("panels", panels), ("bias", bias)):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..extension import load
 from ..reference.objective import objective as reference
-from ._library import check_derivatives, define, differentiate_once
+from ._library import check_tensors, define, differentiate_once
 
 define(
     "objective(Tensor logits, int n_selected, Tensor? selected=None) -> (Tensor, Tensor, Tensor, Tensor)",
@@ -80,7 +80,7 @@ def objective(logits: Tensor, n_selected: int, selected: Tensor | None = None) -
         ValueError: a shape, or a value of ``n_selected``, out of range.
         TypeError: logits of another type.
     """
-    check_derivatives("objective", differentiable=True, logits=logits)
+    check_tensors("objective", differentiable=True, logits=logits, selected=selected)
     if logits.dim() not in (2, 3) or logits.shape[-1] < 1 or logits.shape[-2] < 1:
         raise ValueError(f"logits: expected a non-empty [N, C] or [B, N, C], got {list(logits.shape)}")
     if logits.dtype not in (torch.float32, torch.float64):

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..extension import load
 from ..reference import prefix_attention as reference
-from ._library import check_derivatives, define, differentiate_once
+from ._library import check_tensors, define, differentiate_once
 from ._types import FLOATING
 
 define(
@@ -72,7 +72,7 @@ def prefix_attention(q: Tensor, kv: Tensor, offsets: Tensor, prefix: int, heads:
         RuntimeError: by the compiled kernel on the CPU, which alone looks at them: other offsets, or over 1024 keys for
             a query.
     """
-    check_derivatives("prefix_attention", differentiable=True, q=q, kv=kv)
+    check_tensors("prefix_attention", differentiable=True, q=q, kv=kv, offsets=offsets)
     _check(q, kv, offsets, prefix, heads)
     load.ensure(kv.device)
     return torch.ops.tpt_fast.prefix_attention(q, kv, offsets, prefix, heads)
@@ -86,7 +86,16 @@ def prefix_attention_backward(
     The outputs have the shapes of ``q`` and ``kv`` and a dense last dimension; they may be halves of one [B, R, 3W], so
     that one matrix product takes the gradient on. Every element is written.
     """
-    check_derivatives("prefix_attention_backward", differentiable=False, grad=grad, q=q, kv=kv)
+    check_tensors(
+        "prefix_attention_backward",
+        differentiable=False,
+        grad=grad,
+        q=q,
+        kv=kv,
+        offsets=offsets,
+        grad_q=grad_q,
+        grad_kv=grad_kv,
+    )
     _check(q, kv, offsets, prefix, heads)
     for name, t, like in (("grad", grad, q), ("grad_q", grad_q, q), ("grad_kv", grad_kv, kv)):
         if t.shape != like.shape or t.dtype != like.dtype:
@@ -97,7 +106,8 @@ def prefix_attention_backward(
 
 def _check(q: Tensor, kv: Tensor, offsets: Tensor, prefix: int, heads: int) -> None:
     if kv.dtype not in FLOATING or q.dtype != kv.dtype:
-        raise TypeError(f"q, kv: expected one floating point type, got {q.dtype} and {kv.dtype}")
+        expected = " or ".join(map(str, FLOATING))
+        raise TypeError(f"q, kv: expected both in {expected}, got {q.dtype} and {kv.dtype}")
     if kv.ndim != 3 or q.ndim != 3 or kv.shape[2] != 2 * q.shape[2] or kv.shape[0] != q.shape[0]:
         raise ValueError(f"q, kv: expected [B, R or C, W] and [B, R, 2W], got {list(q.shape)} and {list(kv.shape)}")
     if offsets.ndim != 1 or len(offsets) < 1 or offsets.dtype != torch.int64:

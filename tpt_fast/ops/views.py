@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..extension import load
 from ..reference.views import views as reference
-from ._library import check_derivatives, define
+from ._library import check_tensors, define
 
 SPEC_COLUMNS = 10
 
@@ -70,7 +70,7 @@ def views(
         TypeError: a tensor of another type.
         ValueError or RuntimeError: a box or window out of range (by the reference or the compiled kernel).
     """
-    check_derivatives("views", differentiable=False, table=table)
+    check_tensors("views", differentiable=False, image=image, specs=specs, table=table)
     _check("image", image, ("H", "W", 3), (torch.uint8,))
     _check("specs", specs, ("N", SPEC_COLUMNS), (torch.int32,))
     _check("table", table, (3, 256), (torch.float32, torch.float16, torch.bfloat16, torch.uint8))
@@ -78,10 +78,5 @@ def views(
         raise ValueError(f"size: expected 1 to 32768, got {size}")
     if patch is not None and (patch < 1 or size % patch):
         raise ValueError(f"patch: expected a divisor of the size {size}, got {patch}")
-    if not image.device == specs.device == table.device:
-        raise ValueError(
-            f"specs: expected image, specs and table on one device, got {image.device}, {specs.device} "
-            f"and {table.device}"
-        )
     load.ensure(image.device)
     return torch.ops.tpt_fast.views(image, specs, table, size, vertical_first_when_taller, patch)

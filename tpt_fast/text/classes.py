@@ -23,7 +23,7 @@ class Classes:
     scale: Tensor  #: [], exp(logit scale)
     bias: Tensor | None = None  #: [], the model's logit bias, of models trained by a sigmoid loss
     inverse: Tensor | None = None  #: int64 [C], which of the different names each is; None if no name repeats
-    places: Tensor | None = None  #: int64 [U, max repeats], where each stands among the C, filled up with C; likewise
+    places: tuple[Tensor, ...] = ()  #: how names that repeat are summed, see :func:`_repeats`; empty if none does
     kept: dict[Hashable, Tensor | tuple[Tensor, ...]] = field(
         default_factory=dict, compare=False, repr=False
     )  #: once()
@@ -65,10 +65,9 @@ class Classes:
 
     def fold(self, columns: Tensor) -> Tensor:
         """The sum over equal names: from columns of all names [.., C] to those of the different ones [.., U]."""
-        if self.places is None:
-            return columns
-        # In a fixed order, which index_add on a GPU would not keep.
-        return nn.functional.pad(columns, (0, 1))[..., self.places].sum(-1)
+        for places in self.places:  # in a fixed order, which index_add on a GPU would not keep
+            columns = nn.functional.pad(columns, (0, 1))[..., places].sum(-1)
+        return columns
 
     def prototypes(self, templates: Sequence[str] | None) -> Tensor:
         """Class vectors [U, D] of length 1, encoded once: the mean over ``templates`` of the features, each of length
@@ -99,15 +98,30 @@ class Classes:
     def tensors(self) -> list[Tensor]:
         """What the list holds beside the text tower."""
         kept = [each for value in self.kept.values() for each in (value if isinstance(value, tuple) else (value,))]
-        return [each for each in (self.inverse, self.places, *kept) if each is not None]
+        return [*([] if self.inverse is None else [self.inverse]), *self.places, *kept]
 
 
-def _repeats(names: Sequence[str], different: Sequence[str], device: torch.device) -> tuple[Tensor, Tensor]:
-    """See :class:`Classes`: which of the different names each of the C is, and where each of them stands."""
+_TOGETHER = 16  # repeats that one sum takes: a table as wide as the most repeats would be U times that
+
+
+def _repeats(names: Sequence[str], different: Sequence[str], device: torch.device) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Which of the different names each of the C is, and the places of each among the C, in rounds.
+
+    A round is int64 [n, at most 16], n sums of what stands at these places before it, filled up with the place behind
+    the last one. The sums of the last round are those of the U different names, in order.
+    """
     place = {name: i for i, name in enumerate(different)}
     standing: list[list[int]] = [[] for _ in different]
     for i, name in enumerate(names):
         standing[place[name]].append(i)
-    repeats = max(map(len, standing))
-    padded = [at + [len(names)] * (repeats - len(at)) for at in standing]
-    return torch.tensor([place[name] for name in names], device=device), torch.tensor(padded, device=device)
+    rounds, end = [], len(names)
+    while not rounds or len(rounds[-1]) > len(different):
+        width = min(_TOGETHER, max(map(len, standing)))
+        sums, following = [], []
+        for at in standing:
+            parts = [at[i : i + width] for i in range(0, len(at), width)]
+            following.append(list(range(len(sums), len(sums) + len(parts))))
+            sums += [part + [end] * (width - len(part)) for part in parts]
+        rounds.append(torch.tensor(sums, device=device))
+        standing, end = following, len(sums)
+    return torch.tensor([place[name] for name in names], device=device), tuple(rounds)

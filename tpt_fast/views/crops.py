@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._checks import check_choice
+from .._checks import check_choice, check_integer, check_numbers
 from .._modes import ON_THE_CPU
 
 BILINEAR, BICUBIC = 0, 1  #: filters of a spec row
@@ -48,8 +48,10 @@ def draw_boxes(
 
     Raises:
         ValueError: an argument out of range.
+        TypeError: an argument of another type.
     """
     _check_draw(height, width, n, scale, ratio)
+    check_generator(generator)
     if generator is None:
         generator = torch.default_generator if seed is None else torch.Generator().manual_seed(seed)
     if generator.device.type != "cpu":
@@ -151,12 +153,16 @@ def draw_specs(
     return specs
 
 
+def check_generator(generator: object) -> None:
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator: expected a torch.Generator or None, got {type(generator).__name__}")
+
+
 def _check_draw(height: int, width: int, n: int, scale: tuple[float, float], ratio: tuple[float, float]) -> None:
-    if height < 1 or width < 1:
-        raise ValueError(f"height, width: expected at least 1, got {height} x {width}")
-    if n < 0:
-        raise ValueError(f"n: expected at least 0, got {n}")
-    for name, (low, high) in (("scale", scale), ("ratio", ratio)):
+    for name, value, minimum in (("height", height, 1), ("width", width, 1), ("n", n, 0)):
+        check_integer(name, value, minimum, _INT32_MAX if minimum else None)
+    for name, pair in (("scale", scale), ("ratio", ratio)):
+        low, high = check_numbers(name, pair, 2)
         if not 0 < low <= high:
             raise ValueError(f"{name}: expected 0 < low <= high, got {(low, high)}")
 
@@ -195,8 +201,12 @@ def view_specs(
         int32 [N, 10].
 
     Raises:
-        ValueError: boxes of another shape, or one that is not inside the image; another mode or interpolation.
+        ValueError: boxes of another shape, or one that is not inside the image; another mode or interpolation; an image
+            so long that view 0's longer side does not fit int32.
+        TypeError: boxes that are no tensor.
     """
+    if not isinstance(boxes, Tensor):
+        raise TypeError(f"boxes: expected a tensor, got {type(boxes).__name__}")
     rows = boxes.detach().cpu().numpy()
     if rows.ndim != 2 or rows.shape[1] != 5:
         raise ValueError(f"boxes: expected [N-1, 5] (top, left, height, width, flip), got {list(rows.shape)}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -10,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._checks import MAX_SEED, check_integer
+from .._checks import MAX_SEED, check_integer, check_numbers
 from .._modes import ON_THE_CPU
 from ..ops.views import views
-from .crops import draw_boxes, draw_specs, view_specs
+from .crops import check_generator, draw_boxes, draw_specs, view_specs
 from .decode import load_image
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -50,9 +49,8 @@ def normalisation_table(
     Raises:
         ValueError: not three means and three standard deviations, or a standard deviation of zero.
     """
-    if len(mean) != 3:
-        raise ValueError(f"mean: expected 3 numbers, got {mean}")
-    if len(std) != 3 or not all(math.isfinite(s) and s != 0 for s in std):
+    check_numbers("mean", mean, 3)
+    if 0 in check_numbers("std", std, 3):
         raise ValueError(f"std: expected 3 numbers other than 0, got {std}")
     levels = torch.arange(256, **ON_THE_CPU).div(255).expand(3, 256).clone()
     levels.sub_(torch.tensor(mean, **ON_THE_CPU)[:, None]).div_(torch.tensor(std, **ON_THE_CPU)[:, None])
@@ -118,6 +116,12 @@ def make_views(
         check_integer("n_views", n_views, 1)
         if seed is not None:
             check_integer("seed", seed, 0, MAX_SEED)
+    if patch is not None:
+        check_integer("patch", patch, 1)
+        if size % patch:
+            raise ValueError(f"patch: expected a divisor of the size {size}, got {patch}")
+    check_generator(generator)
+    mean, std = check_numbers("mean", mean, 3), check_numbers("std", std, 3)
     plain = {"resize_mode": resize_mode, "interpolation": interpolation}
     if order is None:
         order = pass_order()
@@ -134,5 +138,5 @@ def make_views(
             boxes = draw_boxes(height, width, n_views - 1, seed=seed, generator=generator)
         specs = view_specs(height, width, torch.as_tensor(boxes, device="cpu"), size, **plain)
         specs = specs.to(pixels.device, non_blocking=True)
-    table = normalisation_table(tuple(mean), tuple(std), dtype, pixels.device)
+    table = normalisation_table(mean, std, dtype, pixels.device)
     return views(pixels, specs, table, size, order == "pillow-13", patch)
