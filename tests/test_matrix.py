@@ -43,7 +43,7 @@ def test_products_of_some_rows(own, rows):
     grad = torch.randn(3, 7, rows[1] - rows[0])
     close(some.back(grad), grad, exact.t())
     close(whole.project(x, bias), x, weight, bias)
-    with_panels = some._panels is not None and some._turned is not None
+    with_panels = some.panels is not None and some.turned is not None
     assert with_panels == own
 
 
@@ -51,7 +51,7 @@ def test_without_backward_nothing_is_laid_out_for_it(own):
     weight = torch.randn(20, 30)
     grad = torch.randn(4, 20)
     plain = Matrix(weight).lay_out()
-    assert plain._turned is None
+    assert plain.turned is None
     close(plain.back(grad), grad, weight.t())
 
 
@@ -60,7 +60,7 @@ def test_other_types_are_torchs(dtype, monkeypatch):
     monkeypatch.setattr(matrix, "own_product_is_faster", lambda: True)
     weight, x = torch.randn(20, 30).to(dtype), torch.randn(4, 30).to(dtype)
     held = Matrix(weight).lay_out(backward=True)
-    assert held._panels is held._turned is None
+    assert held.panels is held.turned is None
     assert torch.equal(held.project(x), x @ weight.t())
 
 
@@ -69,12 +69,12 @@ def test_copies_are_shared_and_freed(monkeypatch):
     gc.collect()
     before, weight = len(matrix._laid_out), torch.randn(40, 24)
     one, other = Matrix(weight).lay_out(backward=True), Matrix(weight.detach()).lay_out(backward=True)
-    assert one._panels is other._panels
-    assert one._turned is other._turned
+    assert one.panels is other.panels
+    assert one.turned is other.turned
     assert len(matrix._laid_out) == before + 2
     weight.data[3, 5] += 1  # without a trace in its version
     late = Matrix(weight).lay_out()
-    assert late._panels is not one._panels
+    assert late.panels is not one.panels
     close(late.project(torch.eye(24)), torch.eye(24), weight)
     assert not torch.equal(one.project(torch.eye(24)), late.project(torch.eye(24)))
     del one, other, late

@@ -121,9 +121,9 @@ def test_batches_and_streams(model, allowed):
 def test_the_next_images_views_are_made_while_this_one_runs(model):
     """The caller's stream is busy for a long time; what the worker waits for has to be done long before that ends."""
     graphed, side = tuner(model), SideStream(torch.device("cuda"))
-    want = graphed._prepare(PHOTO).views
-    side.task(graphed._prepare, PHOTO)()  # what a first call allocates might wait for the device
-    task = side.task(graphed._prepare, PHOTO)
+    want = graphed.prepare(PHOTO).views
+    side.task(graphed.prepare, PHOTO)()  # what a first call allocates might wait for the device
+    task = side.task(graphed.prepare, PHOTO)
     busy, end = torch.cuda.Event(), torch.cuda.Event()
     busy.record()
     torch.cuda._sleep(1_000_000_000)  # about half a second
@@ -188,7 +188,7 @@ def test_memory_goes_with_the_tuner(model):
     for _ in range(3):
         graphed(PHOTO)
     assert torch.cuda.memory_allocated() > before
-    assert graphed.memory()["CUDA graphs"].own > graphed._prepare(PHOTO).views.nbytes
+    assert graphed.memory()["CUDA graphs"].own > graphed.prepare(PHOTO).views.nbytes
     del graphed
     gc.collect()
     assert torch.cuda.memory_allocated() <= before + (1 << 16)

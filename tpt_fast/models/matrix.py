@@ -38,7 +38,7 @@ class Matrix:
 
     def __init__(self, weight: Tensor) -> None:
         self.weight = weight
-        self._panels = self._turned = None
+        self.panels = self.turned = None
 
     def lay_out(self, *, backward: bool = False) -> Matrix:
         """Where our own product is the faster one, a matrix that holds the weight in its layout too, and once more
@@ -46,46 +46,46 @@ class Matrix:
         if not own_product_is_faster_for(self.weight):
             return self
         made = Matrix(self.weight)
-        made._panels = _shared_panels(self.weight)
-        made._turned = _shared_panels(self.weight.t()) if backward else None
+        made.panels = _shared_panels(self.weight)
+        made.turned = _shared_panels(self.weight.t()) if backward else None
         return made
 
     @property
     def laid_out(self) -> bool:
         """Whether our own product runs."""
-        return self._panels is not None
+        return self.panels is not None
 
     def tensors(self) -> list[Tensor]:
         """What it holds."""
-        return [each for each in (self.weight, self._panels, self._turned) if each is not None]
+        return [each for each in (self.weight, self.panels, self.turned) if each is not None]
 
     def project(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """``x @ weight.T + bias`` of x [..., in], bias in the storage type."""
-        if self._panels is None:
+        if self.panels is None:
             return nn.functional.linear(x, self.weight, bias)
-        return linear(x, self._panels, bias, width=len(self.weight))
+        return linear(x, self.panels, bias, width=len(self.weight))
 
     def activate(self, x: Tensor, bias: Tensor | None, activation: str) -> Tensor:
         """``activation(x @ weight.T + bias)``, bias in the accumulation type."""
-        if self._panels is None:
+        if self.panels is None:
             return bias_act_(self.project(x), bias, activation)
-        return linear(x, self._panels, bias, width=len(self.weight), activation=activation)
+        return linear(x, self.panels, bias, width=len(self.weight), activation=activation)
 
     def back(self, grad: Tensor) -> Tensor:
         """``grad @ weight`` [..., in] of the gradient [..., out] of what :meth:`project` gives."""
-        if self._turned is None:
+        if self.turned is None:
             return grad @ self.weight
-        return linear(grad, self._turned, width=self.weight.shape[1])
+        return linear(grad, self.turned, width=self.weight.shape[1])
 
     def rows(self, start: int, stop: int) -> Matrix:
         """``weight[start:stop]``, in the memory of this one where panels are not cut."""
         part = copy.copy(self)
         part.weight = self.weight[start:stop]
-        if self._panels is not None:
+        if self.panels is not None:
             whole = start % PANEL == 0 and (stop % PANEL == 0 or stop == len(self.weight))
-            part._panels = self._panels[start // PANEL : -(-stop // PANEL)] if whole else panels(part.weight)
-        if self._turned is not None:
-            part._turned = self._turned[:, start:stop]
+            part.panels = self.panels[start // PANEL : -(-stop // PANEL)] if whole else panels(part.weight)
+        if self.turned is not None:
+            part.turned = self.turned[:, start:stop]
         return part
 
 
