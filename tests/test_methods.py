@@ -2,6 +2,7 @@
 to their authors' answers."""
 
 import math
+from dataclasses import dataclass
 
 import open_clip
 import pytest
@@ -14,7 +15,7 @@ from tpt_fast import TuneConfig, Tuner, tune
 from tpt_fast._stages import Stages
 from tpt_fast.demo import PHOTO_FOLDER
 from tpt_fast.graphs.capturable import ObstacleFinder
-from tpt_fast.methods import METHODS, Ctpt, Otpt, Rtpt, Tda, Tps, Zero, method_class, method_options
+from tpt_fast.methods import METHODS, Answer, Ctpt, Method, Otpt, Rtpt, Tda, Tps, Zero, method_class, method_options
 from tpt_fast.methods.published_settings import DATA_SETS, SETTINGS, published_settings
 
 NAMES = ["cat", "dog", "sports car", "goldfish", "dog"]  # one comes twice
@@ -485,6 +486,20 @@ def test_options_find_their_method(model):
     assert tune(model, image, NAMES, n_views=8, method="ctpt", lambda_term=20, lr=1e-3, steps=2).status == "tuned"
     config = TuneConfig.of(method="ctpt", lambda_term=20, rho=0.5)
     assert config.make_method() == Ctpt(rho=0.5, lambda_term=20)
+    tune.cache_clear()
+
+
+def test_a_method_that_cannot_be_hashed_beside_another(model):
+    @dataclass
+    class Mine(Method):
+        weights: list
+
+        def __call__(self, images, classes, stages):
+            logits = classes.logits(classes.scaled(images), classes.text.initial()[0])[:, 0]
+            return Answer(self.weights[0] * logits, logits)
+
+    result = tune(model, PHOTO_FOLDER / "cat.jpg", NAMES, n_views=8, method=["zero_shot", Mine([2.0])])
+    close(result.by_method["own"].logits, 2 * result.logits)
     tune.cache_clear()
 
 

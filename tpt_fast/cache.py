@@ -123,7 +123,11 @@ def _succeeded(made: Future[Tuner]) -> bool:
 
 
 def _hashable(value: Any) -> Hashable:
-    return value if isinstance(value, Hashable) else id(value)
+    try:
+        hash(value)
+    except TypeError:  # a method or an objective may be so too, and a tuple that holds one
+        return id(value)
+    return value
 
 
 def _identity(ctx: Tensor | str | os.PathLike | None) -> tuple:
