@@ -2,6 +2,7 @@
 to their authors' answers."""
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import open_clip
@@ -103,6 +104,17 @@ def test_a_cuda_graph_captures_it(model, name, images):
         views = torch.empty(images, 24, 3, 32, 32, device=DEVICE)
         twin.run(twin.classes, views, Stages())
     assert finder.obstacle is None
+
+
+def test_caches_stay_on_the_device(model):
+    """An online method is not captured, but nothing in it waits for a value either."""
+    tuner, mode = make(model, "tda"), FakeTensorMode()
+    tuner.method._memory.lock = nullcontext()  # locks cannot be copied
+    twin = on_cuda(tuner, mode)
+    with mode, torch.no_grad(), ObstacleFinder() as finder:
+        twin.method(torch.empty(2, 24, 32, device=DEVICE), twin.classes, Stages())
+    assert finder.obstacle is None
+    assert not tuner.method.capturable
 
 
 def test_only_the_context_keeps_activations(model):
