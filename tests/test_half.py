@@ -29,12 +29,12 @@ extern "C" void narrow_bfloats(const float* from, BFloat16* to, long n) {
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
     try:
-        compiler = toolkit.cxx().path
+        compiler = toolkit.cxx().command
     except toolkit.BuildError as error:
         pytest.skip(str(error))
     folder = tmp_path_factory.mktemp("half")
     (folder / "half.cpp").write_text(SOURCE)
-    command = [compiler, "-std=c++20", "-O2", "-shared", "-fPIC", f"-I{build.source_root() / 'csrc'}"]
+    command = [*compiler, "-std=c++20", "-O2", "-shared", "-fPIC", f"-I{build.source_root() / 'csrc'}"]
     subprocess.run([*command, str(folder / "half.cpp"), "-o", str(folder / "half.so")], check=True)
     return ctypes.CDLL(str(folder / "half.so"))
 

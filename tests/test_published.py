@@ -55,7 +55,7 @@ def published(demo):
 def allowed(demo):
     """What rounding does to the answer for one of the photographs."""
     torch.manual_seed(1)
-    views = pil_views(photo(PHOTOS[0]), 32, *preprocessing(demo.model))
+    views = pil_views(photo(PHOTOS[0]), 32, preprocessing(demo.model))
     return cache(
         lambda steps: bounds.answers(demo.model, views, CLASSNAMES, tokenizer=demo.tokenizer, rho=0.2, steps=steps)
     )

@@ -6,7 +6,7 @@
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .cache import tune as tune
@@ -42,7 +42,8 @@ _PACKAGES = ("demo", "ops")
 __all__ = [*_MODULES]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
+    value: Any
     if name == "__version__":
         from importlib.metadata import PackageNotFoundError, version
 

@@ -9,22 +9,22 @@ import math
 import numbers
 from collections.abc import Callable, Iterable, Sequence
 
-from torch import Tensor
-
 MAX_SEED = 2**64 - 1  # that a generator takes
 
 
 def check_integer(name: str, value: object, minimum: int, maximum: int | None = None) -> None:
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{name}: expected an int, got {type(value).__name__} {value!r}")
-    if value < minimum or (maximum is not None and value > maximum):
+    number = int(value)
+    if number < minimum or (maximum is not None and number > maximum):
         raise ValueError(f"{name}: expected {minimum} {'or more' if maximum is None else f'to {maximum}'}, got {value}")
 
 
 def check_number(name: str, value: object, expected: str, fits: Callable[[float], bool]) -> None:
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name}: expected {expected}, got {type(value).__name__} {value!r}")
-    if not math.isfinite(value) or not fits(value):
+    number = float(value)
+    if not math.isfinite(number) or not fits(number):
         raise ValueError(f"{name}: expected {expected}, got {value}")
 
 
@@ -32,7 +32,8 @@ def check_numbers(name: str, values: object, count: int) -> tuple[float, ...]:
     """``count`` finite numbers, as a tuple."""
     if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
         raise TypeError(f"{name}: expected {count} numbers, got {type(values).__name__} {values!r:.60}")
-    result = tuple(value.item() if isinstance(value, Tensor) and value.ndim == 0 else value for value in values)
+    # Of tensors and arrays the numbers in them; this module does without both libraries.
+    result = tuple(value.item() if getattr(value, "ndim", None) == 0 else value for value in values)
     if len(result) != count:
         raise ValueError(f"{name}: expected {count} numbers, got {result!r:.60}")
     for value in result:

@@ -20,9 +20,10 @@ _UNKNOWN = 4 << 30  # bytes assumed to be free where the system does not tell
 def cpu_name() -> str:
     """The processor's name, as its maker gives it; the architecture's where that cannot be read."""
     try:
-        return re.search(r"^model name\s*:\s*(.+)$", (_PROC / "cpuinfo").read_text(), re.MULTILINE)[1].strip()
-    except (OSError, TypeError):
-        return platform.processor() or platform.machine()
+        found = re.search(r"^model name\s*:\s*(.+)$", (_PROC / "cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    return found[1].strip() if found else platform.processor() or platform.machine()
 
 
 def cpu_identity() -> str:
@@ -39,9 +40,10 @@ def cpu_flags() -> set[str]:
     """Instruction sets of the processor by the kernel's names without underscores, e.g. ``avx512bf16``; empty where the
     system does not tell."""
     try:
-        listed = re.search(r"^(?:flags|Features)\s*:(.*)$", (_PROC / "cpuinfo").read_text(), re.MULTILINE)[1].split()
-    except (OSError, TypeError):
-        return set()
+        found = re.search(r"^(?:flags|Features)\s*:(.*)$", (_PROC / "cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    listed = found[1].split() if found else []
     also = {"pni": "sse3", "bmi1": "bmi", "abm": "lzcnt"}  # compilers have other names for these
     return {also.get(name, name.replace("_", "")) for name in listed}
 
@@ -55,8 +57,9 @@ def free_host_bytes() -> int | None:
         if limit != "max":
             used = int((_CGROUP / "memory.current").read_text())
             cached = re.search(r"^inactive_file (\d+)$", (_CGROUP / "memory.stat").read_text(), re.MULTILINE)
-            limits.append(int(limit) - used + int(cached[1]))  # files that were read are dropped where memory is short
-    except (OSError, ValueError, TypeError):
+            dropped = int(cached[1]) if cached else 0  # files that were read are dropped where memory is short
+            limits.append(int(limit) - used + dropped)
+    except (OSError, ValueError):
         pass
     return max(0, min(limits)) if limits else None
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import wraps
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 
 #: For tensors that are drawn or counted there: the caller's default device and type are for the caller's own.
-ON_THE_CPU = {"device": "cpu", "dtype": torch.float32}
+ON_THE_CPU: dict[str, Any] = {"device": "cpu", "dtype": torch.float32}
 
 Function = TypeVar("Function", bound=Callable)
 
@@ -28,4 +28,4 @@ def plain_modes(function: Function) -> Function:
                     modes.enter_context(torch.autocast(device, enabled=False))
             return function(*arguments, **options)
 
-    return run
+    return cast("Function", run)

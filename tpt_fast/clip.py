@@ -52,11 +52,11 @@ class Clip:
         check_choice("precision", precision, tuple(PRECISIONS))
         if autocast and precision != "fp16":
             raise ValueError(f"precision: expected 'fp16' with autocast, got {precision!r}")
-        model = unwrapped(model)
-        self.preprocessing = preprocessing(model)
-        self.model, self.precision, self.autocast = model, precision, autocast
-        self.scale = model.logit_scale.detach().float().exp().reshape(())
-        bias = getattr(model, "logit_bias", None)
+        self.model = unwrapped(model)
+        self.precision, self.autocast = precision, autocast
+        self.preprocessing = preprocessing(self.model)
+        self.scale = self.model.logit_scale.detach().float().exp().reshape(())
+        bias = getattr(self.model, "logit_bias", None)
         self.bias = None if bias is None else bias.detach().float().reshape(())
         if self.device.type not in ("cpu", "cuda"):
             raise ValueError(f"model: expected it on the CPU or on CUDA, got it on {self.device}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -33,7 +33,8 @@ def plot(result: TuneResult, path: str | os.PathLike | None = None, classes: int
     columns = min(len(views), 16)
     rows = math.ceil(len(views) / columns)
     figure = Figure(figsize=(14, 1.05 * rows + 3.6), layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=[1.05 * rows, 3.2])
+    parts: Any = figure.subfigures(2, 1, height_ratios=[1.05 * rows, 3.2])
+    top, bottom = parts
 
     kept = set(result.selected.tolist()) if "selected" in result.extra else set()
     for view, axes in enumerate(top.subplots(rows, columns, squeeze=False).flat):

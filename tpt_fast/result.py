@@ -25,7 +25,7 @@ class Prediction(NamedTuple):
     """One class and its probability."""
 
     label: str
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody calls on a prediction
     prob: float
 
 

@@ -17,7 +17,8 @@ from .views.decode import UNREADABLE
 
 THREAD_NAMES = "tpt-fast-views"
 
-Ahead, Result = TypeVar("Ahead"), TypeVar("Result")
+Ahead = TypeVar("Ahead")
+Result = TypeVar("Result")
 
 
 class Prepared(NamedTuple):
@@ -44,7 +45,8 @@ def stream(
 ) -> Generator[Result, None, None]:
     """See :meth:`tpt_fast.Tuner.map`. Images are taken from ``images`` in the caller's thread: it need not be
     thread-safe."""
-    source, ended = iter(images), None
+    source = iter(images)
+    ended: BaseException | None = None
     ahead: deque[Future] = deque()
     side = SideStream(device) if device.type == "cuda" else None
     executor = ThreadPoolExecutor(workers, THREAD_NAMES)
@@ -73,7 +75,7 @@ def stream(
             if side:
                 side.hand_over(prepared.views)
             yield steps.finish(prepared)
-        if not isinstance(ended, StopIteration):
+        if ended is not None and not isinstance(ended, StopIteration):
             raise ended
     finally:  # also when the consumer closes this early or presses Ctrl-C
         executor.shutdown(cancel_futures=True)

@@ -152,7 +152,7 @@ class Tuner:
         """How the model's images are prepared."""
         return self.clip.preprocessing
 
-    def __call__(self, image, *, boxes: Tensor | None = None, keep_views: bool = False) -> TuneResult:
+    def __call__(self, image: ImageLike, *, boxes: Tensor | None = None, keep_views: bool = False) -> TuneResult:
         """Tune the prompt for ``image`` and classify it.
 
         Args:
@@ -166,7 +166,7 @@ class Tuner:
         """
         return self.finish([self.prepare(image, boxes)], keep_views=keep_views)[0]
 
-    def tune_batch(self, images: Sequence, *, keep_views: bool = False) -> list[TuneResult]:
+    def tune_batch(self, images: Sequence[ImageLike], *, keep_views: bool = False) -> list[TuneResult]:
         """Tune a prompt of its own for each of B images, in one pass.
 
         Equal to one image at a time within rounding. What does not fit in a third of the free memory goes in several
@@ -220,7 +220,7 @@ class Tuner:
         if isinstance(images, (str, bytes)) or not isinstance(images, Iterable):
             raise TypeError(f"images: expected an iterable of images, got {type(images).__name__}")
         check_integer("workers", workers, 1)
-        steps = Steps(
+        steps: Steps[Any, TuneResult] = Steps(
             ahead=self.prepare if self.device.type == "cuda" else self._load,
             prepare=(lambda prepared: prepared) if self.device.type == "cuda" else self._cut,
             finish=lambda prepared: self.finish([prepared], keep_views=keep_views)[0],

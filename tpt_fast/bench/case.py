@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -17,7 +17,6 @@ import open_clip
 import torch
 from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
 from PIL import Image
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 
 from .._machine import free_bytes
@@ -38,7 +37,9 @@ MODES = ("batch", "stream")  #: how many images may be given
 
 
 @register_flop_formula(torch.ops.tpt_fast.linear)
-def _linear_flops(x_shape, panels_shape, bias_shape, width, activation, *, out_shape=None) -> int:
+def _linear_flops(
+    x_shape: Any, panels_shape: Any, bias_shape: Any, width: int, activation: int, *, out_shape: Any = None
+) -> int:
     return 2 * math.prod(x_shape) * width
 
 
@@ -46,7 +47,7 @@ class RandomModel(NamedTuple):
     """One of open_clip's models with seeded random weights."""
 
     name: str
-    model: nn.Module
+    model: Any
     tokenizer: Callable
 
     @classmethod
@@ -168,7 +169,7 @@ class Case:
             "held_mb": round(self.tuner.memory().own / 1e6),
         }
 
-    def _tuner(self, **options) -> Tuner:
+    def _tuner(self, **options: Any) -> Tuner:
         config = TuneConfig(precision=self.precision, **options)
         return Tuner(self.random.model, self.names, config, tokenizer=self.random.tokenizer)
 
@@ -186,7 +187,7 @@ class _Waiting(Stages):
         self._device = device
 
     @contextmanager
-    def __call__(self, name: str):
+    def __call__(self, name: str) -> Iterator[None]:
         with super().__call__(name):
             yield
             synchronize(self._device)

@@ -58,7 +58,7 @@ def _commit() -> str | None:
         return None
 
 
-def row(op: str, case: str, backend: str, seconds: Iterable[float], *, device: str | None = None, **extra) -> Row:
+def row(op: str, case: str, backend: str, seconds: Iterable[float], *, device: str | None = None, **extra: Any) -> Row:
     """One row.
 
     Args:

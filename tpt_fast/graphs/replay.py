@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from threading import Lock
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -117,7 +118,7 @@ class _Cuda:
     results are copied before the next one runs."""
 
     def __init__(self) -> None:
-        self._pool: tuple[int, int] | None = None
+        self._pool: Any = None
         self.bytes = 0
 
     def __call__(self, run: Run, given: Tensor) -> Captured:

@@ -83,7 +83,9 @@ def differentiate(
 
 def _leaves(loss: Tensor) -> list[Tensor]:
     """The tensors whose gradient ``loss`` would accumulate."""
-    waiting, seen, leaves = [loss.grad_fn], {None}, []
+    waiting: list[Any] = [loss.grad_fn]
+    seen: set[Any] = {None}
+    leaves: list[Tensor] = []
     while waiting:
         node = waiting.pop()
         if node in seen:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from threading import Lock
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -29,15 +29,15 @@ class Official(Tpt):
     name: ClassVar[str] = "official"
 
     autocasts: bool = False  #: whether the towers run under fp16 autocast
-    scaler: torch.amp.GradScaler | None = field(default=None, compare=False)  #: made at the first image
+    scaler: Any = field(default=None, compare=False)  #: a torch.amp.GradScaler, made at the first image
     _lock: Lock = field(default_factory=Lock, compare=False, repr=False)
 
     @property
-    def loop(self) -> str:
+    def loop(self) -> str:  # type: ignore[override]
         return "published" if self.autocasts else "eager"
 
     @property
-    def online(self) -> bool:
+    def online(self) -> bool:  # type: ignore[override]
         """Late images depend on early ones through the scale of the gradient: it halves where a gradient overflows,
         which also skips that step, and doubles after 2000 clean steps."""
         return self.autocasts
@@ -60,7 +60,7 @@ class Official(Tpt):
         return Answer(
             logits=torch.stack([each.logits for each in answers]),
             zero_shot_logits=torch.stack([each.zero_shot_logits for each in answers]),
-            usable=torch.stack([each.usable for each in answers]),
+            usable=torch.stack([each.usable for each in answers if each.usable is not None]),
             extra={name: torch.stack([each.extra[name] for each in answers]) for name in answers[0].extra},
         )
 

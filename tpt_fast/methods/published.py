@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -60,7 +60,7 @@ def marginal_entropy(logits: Tensor) -> Tensor:
 def context_in_place(table: nn.Module, ctx: Tensor) -> Iterator[None]:
     """While this lasts, the embeddings of tokens 1 to n_ctx of every prompt are ``ctx``."""
 
-    def put(_module, _inputs, embedded: Tensor) -> Tensor:
+    def put(_module: Any, _inputs: Any, embedded: Tensor) -> Tensor:
         rows = ctx.to(embedded.dtype).expand(len(embedded), -1, -1)
         return torch.cat([embedded[:, :1], rows, embedded[:, 1 + ctx.shape[0] :]], dim=1)
 
@@ -72,7 +72,7 @@ def context_in_place(table: nn.Module, ctx: Tensor) -> Iterator[None]:
 
 
 def tpt(
-    model: nn.Module,
+    model: Any,
     image: Image.Image | Tensor,
     classnames: Sequence[str],
     tokenizer: Callable,
@@ -137,4 +137,5 @@ def tpt(
 
     with torch.no_grad():
         logits = logits_of(model.encode_image(views[:1], normalize=True))[0]
+    assert ctx.grad is not None
     return Outcome(logits, before[0], start, ctx.detach(), entropies, selected, first, ctx.grad)

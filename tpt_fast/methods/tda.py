@@ -58,9 +58,9 @@ class _Memory:
 
     lock: Any = field(default_factory=Lock)
     classes: Classes | None = None
-    positive: Cache | None = None
-    negative: Cache | None = None
     seen: int = 0
+    positive: Cache = field(init=False)  #: there with the classes
+    negative: Cache = field(init=False)
 
 
 @dataclass(frozen=True)
@@ -191,6 +191,7 @@ class Tda(Method):
             memory.seen = int(state["seen"])
 
     def _counts(self) -> dict[str, Tensor]:
+        assert self._memory.classes is not None
         names = zlib.crc32("\n".join(self._memory.classes.names).encode())
         return {"seen": torch.tensor(self._memory.seen), "classes": torch.tensor(names)}
 

@@ -117,7 +117,8 @@ class Tpt(Method):
         tuned = self.tuned(classes)
         features, tape = tuned.initial()
         start = tuned.ctx_init.expand(len(images), *tuned.ctx_init.shape)
-        ctx, grad, moments = start, torch.zeros_like(start), ()
+        ctx, grad = start, torch.zeros_like(start)
+        moments: tuple[Tensor, ...] = ()
         doubtful = images.new_zeros(len(images))
         now = first = self._evaluate(images, classes, features, None, 0, stages)
         for step in range(1, self.steps + 1):

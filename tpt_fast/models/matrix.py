@@ -38,7 +38,8 @@ class Matrix:
 
     def __init__(self, weight: Tensor) -> None:
         self.weight = weight
-        self.panels = self.turned = None
+        self.panels: Tensor | None = None  #: the weight as our own product reads it
+        self.turned: Tensor | None = None  #: the same of its transpose, for gradients
 
     def lay_out(self, *, backward: bool = False) -> Matrix:
         """Where our own product is the faster one, a matrix that holds the weight in its layout too, and once more

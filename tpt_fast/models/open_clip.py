@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from .._modes import ON_THE_CPU
 from ..ops._types import accumulation_dtype
 from .matrix import Matrix
-from .weights import PRECISIONS, Block, Linear, Norm, TextWeights, Unsupported
+from .weights import PRECISIONS, Block, Foreign, Linear, Norm, TextWeights, Unsupported
 
 
-def resolve_precision(precision: str | None, model: nn.Module) -> torch.dtype:
+def resolve_precision(precision: str | None, model: Foreign) -> torch.dtype:
     """The storage type for ``precision``, or the type of the model's own matrices for None."""
     if precision is None:
         matrices = [p for p in text_root(model).parameters() if p.ndim == 2 and p.is_floating_point()]
@@ -28,7 +28,7 @@ def resolve_precision(precision: str | None, model: nn.Module) -> torch.dtype:
     return PRECISIONS[precision]
 
 
-def text_root(model: nn.Module) -> nn.Module:
+def text_root(model: Foreign) -> Foreign:
     """The module that owns the text tower: an open_clip ``CLIP`` itself, or the ``text`` of a ``CustomTextCLIP``."""
     text = getattr(model, "text", None)
     root = text if isinstance(text, nn.Module) else model
@@ -40,7 +40,7 @@ def text_root(model: nn.Module) -> nn.Module:
     return root
 
 
-def token_embedding(root: nn.Module) -> nn.Embedding | None:
+def token_embedding(root: Foreign) -> nn.Embedding | None:
     """The embedding of token ids of a text tower, Hugging Face towers included."""
     embedding = getattr(root, "token_embedding", None)
     if embedding is None and hasattr(getattr(root, "transformer", None), "get_input_embeddings"):
@@ -48,7 +48,14 @@ def token_embedding(root: nn.Module) -> nn.Embedding | None:
     return embedding if isinstance(embedding, nn.Embedding) else None
 
 
-def causal_reason(root: nn.Module) -> str | None:
+def prompt_embedding(root: Foreign) -> nn.Embedding:
+    """:func:`token_embedding` of a tower that :func:`text_root` has found."""
+    embedding = token_embedding(root)
+    assert embedding is not None
+    return embedding
+
+
+def causal_reason(root: Foreign) -> str | None:
     """None if nothing after a prompt's EOT token can reach its feature; otherwise what can."""
     if getattr(root, "token_embedding", None) is None:
         return f"the text tower is a {type(root).__name__}, not open_clip's own transformer"
@@ -65,7 +72,7 @@ def causal_reason(root: nn.Module) -> str | None:
     return None
 
 
-def read_lengths(root: nn.Module, ids: Tensor) -> Tensor | None:
+def read_lengths(root: Foreign, ids: Tensor) -> Tensor | None:
     """How many tokens of each row of ``ids`` [C, L] its feature depends on, int64 [C]; None where it may be all.
 
     A causal tower depends on those up to the one that it reads, wherever the tokenizer says that the prompt ends;
@@ -83,12 +90,12 @@ def read_lengths(root: nn.Module, ids: Tensor) -> Tensor | None:
 _POOLERS = ("ClsLastHiddenStatePooler", "ClsPooler", "MeanPooler")  # open_clip's that leave padding out
 
 
-def pool_type(root: nn.Module) -> str:
+def pool_type(root: Foreign) -> str:
     """How the tower pools: "argmax", "eos", "last", "first" or "none"."""
-    return getattr(root, "text_pool_type", None) or getattr(root, "pool_type", "argmax")
+    return str(getattr(root, "text_pool_type", None) or getattr(root, "pool_type", "argmax"))
 
 
-def expect_known_code(*parts: nn.Module) -> None:
+def expect_known_code(*parts: Foreign) -> None:
     """For ``parts`` of a model that will be read instead of called.
 
     Raises:
@@ -109,7 +116,7 @@ def is_known(code: type | Callable) -> bool:
 # --- weights under plain names --------------------------------------------------------------------------------------
 
 
-def read_text_tower(model: nn.Module, dtype: torch.dtype) -> TextWeights:
+def read_text_tower(model: Foreign, dtype: torch.dtype) -> TextWeights:
     """The weights of a causal EOT tower in storage type ``dtype`` (shared with the model where the type is the same).
 
     Raises:
@@ -124,6 +131,7 @@ def read_text_tower(model: nn.Module, dtype: torch.dtype) -> TextWeights:
     else:
         expect_known_code(root)
     table, projection = root.token_embedding, root.text_projection
+    linear: Linear | None
     if isinstance(projection, nn.Linear):
         linear = _read_linear(projection, dtype)
     else:
@@ -138,7 +146,7 @@ def read_text_tower(model: nn.Module, dtype: torch.dtype) -> TextWeights:
     )
 
 
-def read_blocks(transformer: nn.Module, dtype: torch.dtype) -> tuple[Block, ...]:
+def read_blocks(transformer: Foreign, dtype: torch.dtype) -> tuple[Block, ...]:
     """The blocks of an open_clip ``Transformer`` of either tower, in storage type ``dtype``.
 
     Raises:
@@ -147,7 +155,7 @@ def read_blocks(transformer: nn.Module, dtype: torch.dtype) -> tuple[Block, ...]
     return tuple(_read_block(block, dtype) for block in transformer.resblocks)
 
 
-def _read_block(block: nn.Module, dtype: torch.dtype) -> Block:
+def _read_block(block: Foreign, dtype: torch.dtype) -> Block:
     _expect(type(block).__name__ == "ResidualAttentionBlock", f"a block is a {type(block).__name__}")
     _expect(not hasattr(block, "ln_1_kv"), "a block has cross-attention")
     attention = block.attn
@@ -169,7 +177,7 @@ def _read_block(block: nn.Module, dtype: torch.dtype) -> Block:
     )
 
 
-def read_norm(layer: nn.Module, dtype: torch.dtype, device: torch.device) -> Norm:
+def read_norm(layer: Foreign, dtype: torch.dtype, device: torch.device) -> Norm:
     """Weight, bias and epsilon of an ``nn.LayerNorm`` (or of open_clip's variants of it) on ``device``."""
     _expect(isinstance(layer, nn.LayerNorm), f"a norm is a {type(layer).__name__}")
     accumulate = accumulation_dtype(dtype)
@@ -179,7 +187,7 @@ def read_norm(layer: nn.Module, dtype: torch.dtype, device: torch.device) -> Nor
     return Norm(weight.to(accumulate), bias.to(accumulate), layer.eps)
 
 
-def _read_linear(layer: nn.Module, dtype: torch.dtype, scale: nn.Module | None = None) -> Linear:
+def _read_linear(layer: Foreign, dtype: torch.dtype, scale: Foreign | None = None) -> Linear:
     """An ``nn.Linear``, with the LayerScale behind it if there is one."""
     _expect(isinstance(layer, nn.Linear), f"a projection is a {type(layer).__name__}")
     weight, bias = layer.weight.detach(), layer.bias
@@ -195,7 +203,7 @@ def _linear(weight: Tensor, bias: Tensor | None, dtype: torch.dtype, bias_dtype:
     return Linear(matrix, None if bias is None else bias.detach().to(bias_dtype or accumulation_dtype(dtype)))
 
 
-def _activation(layer: nn.Module) -> str:
+def _activation(layer: Foreign) -> str:
     if type(layer) is nn.GELU:
         _expect(layer.approximate == "none", "the activation is GELU's tanh approximation")
         return "gelu"

@@ -9,6 +9,7 @@ from torch import nn
 
 from ..views.crops import INTERPOLATIONS, RESIZE_MODES
 from ..views.make import CLIP_MEAN, CLIP_STD
+from .weights import Foreign
 
 
 class Preprocessing(NamedTuple):
@@ -21,7 +22,7 @@ class Preprocessing(NamedTuple):
     interpolation: str = "bicubic"  #: or "bilinear"
 
 
-def preprocessing(model: nn.Module) -> Preprocessing:
+def preprocessing(model: Foreign) -> Preprocessing:
     """Read off the image tower: ``image_size`` (or OpenAI's ``input_resolution``), ``image_mean``, ``image_std``, and
     what open_clip's ``preprocess_cfg`` says besides. Mean and deviation are CLIP's where nothing is said.
 
@@ -51,7 +52,7 @@ def preprocessing(model: nn.Module) -> Preprocessing:
     )
 
 
-def _size(visual: nn.Module) -> int:
+def _size(visual: Foreign) -> int:
     size = getattr(visual, "image_size", getattr(visual, "input_resolution", None))
     if size is None:
         raise ValueError(

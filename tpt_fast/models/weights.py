@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from .matrix import Matrix
+
+#: A module of another library: what is read off it is its own, and the type checker cannot know it.
+Foreign: TypeAlias = Any
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -96,7 +100,7 @@ class TextWeights:
 
     def tensors(self) -> list[Tensor]:
         """What it holds."""
-        parts = [*self.blocks, self.norm, *([] if self.projection is None else [self.projection])]
+        parts: list[Any] = [*self.blocks, self.norm, *([] if self.projection is None else [self.projection])]
         return [self.table, self.position, *(tensor for part in parts for tensor in part.tensors())]
 
     @property

@@ -67,7 +67,7 @@ def check_tensors(op: str, *, differentiable: bool, **tensors: Tensor | None) ->
             raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
         if tensor.layout != torch.strided:
             raise TypeError(f"{name}: expected a dense tensor, got one of layout {tensor.layout}")
-        if tensor.device != like.device:
+        if like is not None and tensor.device != like.device:
             raise ValueError(f"{name}: expected a tensor on {like.device}, as {first} is, got one on {tensor.device}")
         if not differentiable and tensor.requires_grad and torch.is_grad_enabled():
             raise RuntimeError(f"{name}: {op} has no derivative, and this tensor requires a gradient; detach it")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -45,7 +45,7 @@ def _fake_backward(grad_normed, grad_sum, sum, mean, rstd, weight):
     return sum.new_empty(sum.shape)
 
 
-def _setup_context(ctx, inputs, output) -> None:
+def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
     x, delta, _, weight, _, _ = inputs
     total, _, mean, rstd = output
     ctx.added = delta is not None

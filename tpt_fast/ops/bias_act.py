@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -32,7 +34,7 @@ def _fake_backward(grad: Tensor, x: Tensor, bias: Tensor | None, quick: bool) ->
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-def _setup_context(ctx, inputs, output) -> None:
+def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
     x, bias, ctx.quick = inputs
     ctx.save_for_backward(x, bias)
 

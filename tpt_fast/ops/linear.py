@@ -61,8 +61,8 @@ def linear(
     depth = x.shape[-1]
     expected = [-(-width // reference.PANEL), depth, reference.PANEL]
     if list(panels.shape) != expected:
-        given = f"width={width} and x {list(x.shape)}"
-        raise ValueError(f"panels: expected {expected} with {given}, got {list(panels.shape)}")
+        of = f"width={width} and x {list(x.shape)}"
+        raise ValueError(f"panels: expected {expected} with {of}, got {list(panels.shape)}")
     if bias is not None and bias.shape != (width,):
         raise ValueError(f"bias: expected [{width}], got {list(bias.shape)}")
     load.ensure()

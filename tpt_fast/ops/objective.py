@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ define(
 
 
 @torch.library.register_fake("tpt_fast::objective")
-def _fake(logits: Tensor, n_selected: int, selected: Tensor | None = None):
+def _fake(logits: Tensor, n_selected: int, selected: Tensor | None = None) -> tuple[Tensor, ...]:
     batch, classes = logits.shape[:-2], logits.shape[-1]
     return (
         logits.new_empty(logits.shape[:-1]),
@@ -30,7 +30,7 @@ def _fake(logits: Tensor, n_selected: int, selected: Tensor | None = None):
     )
 
 
-def _setup_context(ctx, inputs, output) -> None:
+def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
     entropy, selected, _, grad = output
     ctx.mark_non_differentiable(selected, grad)
     ctx.save_for_backward(inputs[0], entropy, selected, grad)

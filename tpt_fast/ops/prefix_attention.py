@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -33,7 +35,7 @@ def _fake_backward(grad, q, kv, offsets, prefix, heads, grad_q, grad_kv):
     return None
 
 
-def _setup_context(ctx, inputs, output) -> None:
+def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
     q, kv, offsets, ctx.prefix, ctx.heads = inputs
     ctx.save_for_backward(q, kv, offsets)
 

@@ -40,10 +40,11 @@ def adamw_step_or_skip(
     skip_nonfinite: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See :func:`tpt_fast.ops.adamw_step.adamw_step`."""
-    before = [context, *(torch.zeros_like(context) if t is None else t for t in (exp_avg, exp_avg_sq))]
+    first, second = (torch.zeros_like(context) if t is None else t for t in (exp_avg, exp_avg_sq))
     step = context.new_zeros(context.shape[0], dtype=torch.int64) if step is None else step
     number = (step + 1).to(context.dtype)[:, None, None]
-    after = adamw_step(before[0], grad, *before[1:], number, lr, beta1, beta2, eps, weight_decay)
+    after = adamw_step(context, grad, first, second, number, lr, beta1, beta2, eps, weight_decay)
     skipped = ~grad.isfinite().flatten(1).all(1) & skip_nonfinite
-    kept = (torch.where(skipped[:, None, None], old, new) for old, new in zip(before, after, strict=True))
-    return (*kept, step + (~skipped).long())
+    before = (context, first, second)
+    ctx, avg, avg_sq = (torch.where(skipped[:, None, None], old, new) for old, new in zip(before, after, strict=True))
+    return ctx, avg, avg_sq, step + (~skipped).long()

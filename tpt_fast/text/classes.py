@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from .encoder import TextEncoder
 
-Kept = TypeVar("Kept", bound="Tensor | tuple[Tensor, ...]")
+Kept = TypeVar("Kept")
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,7 @@ class Classes:
     bias: Tensor | None = None  #: [], the model's logit bias, of models trained by a sigmoid loss
     inverse: Tensor | None = None  #: int64 [C], which of the different names each is; None if no name repeats
     places: tuple[Tensor, ...] = ()  #: how names that repeat are summed, see :func:`_repeats`; empty if none does
-    kept: dict[Hashable, Tensor | tuple[Tensor, ...]] = field(
-        default_factory=dict, compare=False, repr=False
-    )  #: once()
+    kept: dict[Hashable, Any] = field(default_factory=dict, compare=False, repr=False)  #: once()
 
     @classmethod
     def of(cls, names: tuple[str, ...], text: TextEncoder, scale: Tensor, bias: Tensor | None) -> Classes:
@@ -82,7 +80,8 @@ class Classes:
         prompts = ([template.replace("{}", name) for name in names] for template in templates)
 
         def mean() -> Tensor:
-            return nn.functional.normalize(sum(self.text.tower.encode(prompts)) / len(templates), dim=-1)
+            total = sum(self.text.tower.encode(prompts), start=torch.zeros((), device=self.text.device))
+            return nn.functional.normalize(total / len(templates), dim=-1)
 
         return self.once(("prototypes", tuple(templates)), mean)
 
@@ -114,10 +113,12 @@ def _repeats(names: Sequence[str], different: Sequence[str], device: torch.devic
     standing: list[list[int]] = [[] for _ in different]
     for i, name in enumerate(names):
         standing[place[name]].append(i)
-    rounds, end = [], len(names)
+    rounds: list[Tensor] = []
+    end = len(names)
     while not rounds or len(rounds[-1]) > len(different):
         width = min(_TOGETHER, max(map(len, standing)))
-        sums, following = [], []
+        sums: list[list[int]] = []
+        following: list[list[int]] = []
         for at in standing:
             parts = [at[i : i + width] for i in range(0, len(at), width)]
             following.append(list(range(len(sums), len(sums) + len(parts))))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,7 +34,8 @@ class Layout:
         return [value for value in vars(self).values() if isinstance(value, Tensor)]
 
     def to(self, device: torch.device) -> Layout:
-        return Layout(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(self).items()})
+        moved: dict[str, Any] = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(self).items()}
+        return Layout(**moved)
 
 
 def pack(prompts: Prompts, class_specific: bool, rows_at_once: int, device: torch.device) -> list[Layout]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 from .._machine import free_bytes
 from ..memory import graph_tensors
 from ..models.module import UnderAutocast, replica
-from ..models.open_clip import causal_reason, is_known, read_lengths, text_root, token_embedding
+from ..models.open_clip import causal_reason, is_known, prompt_embedding, read_lengths, text_root
+from ..models.weights import Foreign
 from ..ops._types import accumulation_dtype
 from .half import into_range
 from .prompts import Prompts
@@ -25,7 +27,7 @@ class ModuleTower:
         autocast: run it under fp16 autocast, as the published code does.
     """
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype, autocast: bool = False) -> None:
+    def __init__(self, model: Foreign, dtype: torch.dtype, autocast: bool = False) -> None:
         root = text_root(model)
         # An encode_text that is not known may ask the image tower for something, as OpenAI's does for its type.
         left_out = getattr(model, "visual", None) if root is model and is_known(type(model)) else None
@@ -48,8 +50,8 @@ class ModuleText:
 
     name, laid_out = "module", False
 
-    def __init__(self, root: nn.Module, prompts: Prompts, dtype: torch.dtype, keep: bool, autocast: bool) -> None:
-        table = token_embedding(root).weight
+    def __init__(self, root: Foreign, prompts: Prompts, dtype: torch.dtype, keep: bool, autocast: bool) -> None:
+        table = prompt_embedding(root).weight
         self._dtype, self._accumulate = dtype, accumulation_dtype(dtype)
         lengths = read_lengths(root, prompts.ids)
         self._length = prompts.ids.shape[1]
@@ -71,12 +73,12 @@ class ModuleText:
 
     def forward(self, ctx: Tensor, keep: bool) -> tuple[Tensor, _Tape | None]:
         leaf = ctx.detach().clone().requires_grad_(keep)
-        features = []
+        features: list[Tensor] = []
         for begin in range(0, self._classes, self._chunk):
             with torch.set_grad_enabled(keep and self._keep):
                 features.append(self._features(leaf, begin))
         result = torch.cat([f.detach() for f in features])
-        return result, _Tape(leaf, features if self._keep else [None] * len(features)) if keep else None
+        return result, _Tape(leaf, [*features] if self._keep else [None] * len(features)) if keep else None
 
     def backward(self, tape: _Tape, grad: Tensor) -> Tensor:
         total = torch.zeros_like(tape.ctx)
@@ -119,15 +121,15 @@ class _PromptModule(nn.Module):
     Causal towers are cut to ``length`` positions, which is exact: nothing behind the token that they read can reach it.
     """
 
-    def __init__(self, root: nn.Module, length: int, dtype: torch.dtype) -> None:
+    def __init__(self, root: Foreign, length: int, dtype: torch.dtype) -> None:
         super().__init__()
-        module = replica(root, dtype)  # around the same weights
+        module: Foreign = replica(root, dtype)  # around the same weights
         if causal_reason(root) is None:
             module.positional_embedding = nn.Parameter(module.positional_embedding[:length], requires_grad=False)
             module.attn_mask = module.attn_mask[:length, :length]
         if hasattr(module, "set_grad_checkpointing") and hasattr(module.transformer, "grad_checkpointing"):
             module.transformer.grad_checkpointing = False
-        self._embedding = _PromptEmbedding(token_embedding(module))
+        self._embedding = _PromptEmbedding(prompt_embedding(module))
         if getattr(module, "token_embedding", None) is not None:
             module.token_embedding = self._embedding
         else:
@@ -147,7 +149,7 @@ class _PromptModule(nn.Module):
             positions: int64 [C, n_ctx], where each context vector stands.
             ctx: [n_ctx, W] or [C, n_ctx, W].
         """
-        run: Callable[[Tensor], Tensor] = getattr(self._tower, "encode_text", self._tower)
+        run: Any = getattr(self._tower, "encode_text", self._tower)
         features = self._embedding.run_with(positions, ctx, lambda: run(ids))
         return features[0] if isinstance(features, tuple) else features
 

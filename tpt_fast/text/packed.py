@@ -13,10 +13,10 @@ from dataclasses import dataclass, field, replace
 from weakref import ref
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..models.open_clip import read_lengths, read_text_tower, text_root
-from ..models.weights import Norm, TextWeights, Unsupported
+from ..models.weights import Foreign, Norm, TextWeights, Unsupported
 from ..ops._types import accumulation_dtype
 from ..ops.add_layer_norm import add_layer_norm, add_layer_norm_backward
 from ..ops.bias_act import bias_act, bias_act_backward
@@ -49,10 +49,12 @@ class _Saved:
 
 @dataclass
 class _ChunkTape:
+    """Filled by the forward pass, block by block; what has no default is there when it ends."""
+
     blocks: list[_Saved] = field(default_factory=list)
-    final: _Norm | None = None
-    features: Tensor | None = None
-    length: Tensor | None = None  # of the features before they were normalised
+    final: _Norm = field(init=False)
+    features: Tensor = field(init=False)
+    length: Tensor = field(init=False)  # of the features before they were normalised
 
     def tensors(self) -> list[Tensor]:
         norms = [norm for saved in self.blocks for norm in (saved.norm1, saved.norm2)] + [self.final]
@@ -80,7 +82,7 @@ class PackedTower:
         Unsupported: the tower is none, with the reason.
     """
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+    def __init__(self, model: Foreign, dtype: torch.dtype) -> None:
         self._root, self._weights = text_root(model), read_text_tower(model, dtype)
         width, heads = self._weights.table.shape[1], self._weights.blocks[0].heads
         if self._weights.table.is_cuda and width > heads * MAX_CUDA_HEAD:
@@ -94,6 +96,7 @@ class PackedTower:
             Unsupported: the tower does not read these prompts where it would have to.
         """
         lengths = read_lengths(self._root, prompts.ids)
+        assert lengths is not None  # of every tower that is causal
         if (lengths <= prompts.ends).any():
             raise Unsupported("the text tower does not read these prompts at a token behind context and name")
         specific, device, width = ctx_init.ndim == 3, ctx_init.device, ctx_init.shape[-1]

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..models.open_clip import text_root, token_embedding
+from ..models.open_clip import prompt_embedding, text_root
+from ..models.weights import Foreign
 
 Tokenizer = Callable[..., Tensor]
 CLIP_VOCABULARY = 49408
@@ -37,14 +38,14 @@ class Prompts:
         return self.positions.amax(-1) + 1 if self.n_ctx else torch.full_like(self.lengths, self.first)
 
 
-def default_tokenizer(model: nn.Module) -> Tokenizer:
+def default_tokenizer(model: Foreign) -> Tokenizer:
     """open_clip's tokenizer for ``model``: its own BPE for CLIP's vocabulary, the Hugging Face one for such towers.
 
     Raises:
         ValueError: it cannot be told from the model; pass ``tokenizer=``.
     """
     root = text_root(model)
-    vocabulary = token_embedding(root).num_embeddings
+    vocabulary = prompt_embedding(root).num_embeddings
     if vocabulary == CLIP_VOCABULARY:
         return _clip_tokenizer()
     name = getattr(getattr(root, "config", None), "name_or_path", None)
@@ -65,7 +66,7 @@ def _clip_tokenizer() -> Tokenizer:
     return SimpleTokenizer()
 
 
-def context_length(model: nn.Module) -> int:
+def context_length(model: Foreign) -> int:
     """How many tokens the model's text tower takes."""
     root = text_root(model)
     return int(getattr(root, "context_length", 0) or getattr(model, "context_length", 0) or 77)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .._checks import check_choice
 from .._modes import plain_modes
 from ..config import ENGINES
-from ..models.open_clip import resolve_precision, text_root, token_embedding
+from ..models.open_clip import prompt_embedding, resolve_precision, text_root
 from ..models.weights import Unsupported
 from ..ops._types import accumulation_dtype
 from .module import ModuleTower
@@ -28,7 +28,10 @@ class BoundText(Protocol):
     [C, n_ctx, W])."""
 
     name: str
-    laid_out: bool  #: whether weights are held once more in the layout of our own product
+
+    @property
+    def laid_out(self) -> bool:
+        """Whether weights are held once more in the layout of our own product."""
 
     def forward(self, ctx: Tensor, keep: bool) -> tuple[Tensor, Tape | None]:
         """Normalised features [C, D], and with ``keep`` the tape for :meth:`backward`."""
@@ -82,12 +85,12 @@ class TextTower:
     ) -> None:
         check_choice("engine", engine, ENGINES)
         self._model, self.wanted, self._autocast = model, engine, autocast
-        self._embedding = token_embedding(text_root(model))
+        self._embedding = prompt_embedding(text_root(model))
         self.storage = resolve_precision(precision, model)
         self.device, self.width = self._embedding.weight.device, self._embedding.weight.shape[1]
         self.dtype = accumulation_dtype(self.storage)
         self.context_length = context_length(model)
-        self.tokenizer = tokenizer or default_tokenizer(model)
+        self.tokenizer: Tokenizer = tokenizer or default_tokenizer(model)
         self._packed: PackedTower | None = None
         self.why_module: str | None = "engine='module' was asked for"
         if engine != "module":

@@ -213,7 +213,7 @@ def view_specs(
     if rows.dtype.kind not in "iu":
         raise ValueError(f"boxes: expected integers, got {rows.dtype}")
     # Nothing is added before it is known to be small: sums of large numbers wrap, in any integer type.
-    inside = ((rows[:, :4] >= (0, 0, 1, 1)) & (rows[:, :4] <= (height, width, height, width))).all(1)
+    inside = np.all((rows[:, :4] >= (0, 0, 1, 1)) & (rows[:, :4] <= (height, width, height, width)), axis=1)
     small = rows[inside, :4].astype(np.int64)
     inside[inside] = (small[:, :2] + small[:, 2:] <= (height, width)).all(1)
     if not inside.all():

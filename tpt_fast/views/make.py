@@ -122,7 +122,7 @@ def make_views(
             raise ValueError(f"patch: expected a divisor of the size {size}, got {patch}")
     check_generator(generator)
     mean, std = check_numbers("mean", mean, 3), check_numbers("std", std, 3)
-    plain = {"resize_mode": resize_mode, "interpolation": interpolation}
+    plain: dict[str, Any] = {"resize_mode": resize_mode, "interpolation": interpolation}
     if order is None:
         order = pass_order()
     elif order not in PASS_ORDERS:

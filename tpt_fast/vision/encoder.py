@@ -7,13 +7,13 @@ from torch import Tensor, nn
 
 from ..models.open_clip import expect_known_code, is_known
 from ..models.preprocessing import preprocessing
-from ..models.weights import Unsupported
+from ..models.weights import Foreign, Unsupported
 from ..ops._types import accumulation_dtype
 from .module import EncodeImage, ModuleTower
 from .resnet import ResNetTower
 from .vit import VitTower
 
-OWN = {"VisionTransformer": VitTower, "ModifiedResNet": ResNetTower}
+OWN: dict[str, type[VitTower | ResNetTower]] = {"VisionTransformer": VitTower, "ModifiedResNet": ResNetTower}
 
 
 class ImageEncoder:
@@ -33,7 +33,7 @@ class ImageEncoder:
         ValueError: its images are not square.
     """
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype, engine: str = "auto", *, autocast: bool = False) -> None:
+    def __init__(self, model: Foreign, dtype: torch.dtype, engine: str = "auto", *, autocast: bool = False) -> None:
         self.size = preprocessing(model).size
         self.dtype = dtype
         self.patch: int | None = None
@@ -45,7 +45,7 @@ class ImageEncoder:
             if height == width and self.size % height == 0:
                 self.patch = height
 
-    def _choose(self, model: nn.Module, engine: str, autocast: bool) -> VitTower | ResNetTower | ModuleTower:
+    def _choose(self, model: Foreign, engine: str, autocast: bool) -> VitTower | ResNetTower | ModuleTower:
         visual, kind = model.visual, type(model.visual).__name__
         if not is_known(model.encode_image):
             self.why_module = f"{type(model).__name__} has an encode_image of its own"
@@ -93,7 +93,7 @@ class ImageEncoder:
 
     def whole(self, views: Tensor) -> Tensor:
         """[N, 3, S, S] of views that may be cut into patches."""
-        if views.dim() == 4:
+        if views.dim() == 4 or self.patch is None:
             return views
         grid, patch = self.size // self.patch, self.patch
         cut = views.unflatten(-1, (3, patch, patch)).unflatten(1, (grid, grid))

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..models.module import UnderAutocast, replica
+from ..models.weights import Foreign
 
 VIEWS_AT_ONCE = 64
 
@@ -15,7 +16,7 @@ class ModuleTower:
 
     name = "module"
 
-    def __init__(self, visual: nn.Module, dtype: torch.dtype, autocast: bool = False) -> None:
+    def __init__(self, visual: Foreign, dtype: torch.dtype, autocast: bool = False) -> None:
         self._visual = replica(visual, dtype)
         if autocast:
             self._visual = UnderAutocast(self._visual)
@@ -37,7 +38,7 @@ class ModuleTower:
 class EncodeImage(nn.Module):
     """``model.encode_image`` as an image tower."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Foreign) -> None:
         super().__init__()
         self.model = model
 

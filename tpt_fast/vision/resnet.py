@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..models.module import replica
-from ..models.weights import Unsupported
+from ..models.weights import Foreign, Unsupported
 from ..ops._types import accumulation_dtype
 
 VIEWS_ON_A_CPU, VIEWS_ON_A_GPU = 8, 64  # of a group
@@ -28,7 +28,7 @@ class ResNetTower:
 
     name = "resnet"
 
-    def __init__(self, visual: nn.Module, dtype: torch.dtype) -> None:
+    def __init__(self, visual: Foreign, dtype: torch.dtype) -> None:
         pool = getattr(visual, "attnpool", None)
         for part, kind in ((visual, "ModifiedResNet"), (pool, "AttentionPool2d")):
             if type(part).__name__ != kind or not type(part).__module__.startswith("open_clip"):
@@ -51,7 +51,7 @@ class ResNetTower:
         return self._visual(views)
 
 
-def _fold(visual: nn.Module) -> None:
+def _fold(visual: Foreign) -> None:
     """A batch norm in evaluation mode scales and shifts channels, which its convolution can do as well.
 
     In this tower every batch norm is registered, and called, right after its convolution.
@@ -70,7 +70,7 @@ class PooledQuery(nn.Module):
     see, and ``sum_x p (V_h x + v_h)`` is ``V_h (sum_x p x) + v_h``: no row is ever projected to a key or a value.
     """
 
-    def __init__(self, pool: nn.Module) -> None:
+    def __init__(self, pool: Foreign) -> None:
         super().__init__()
         self.position, self.heads = pool.positional_embedding, pool.num_heads
         self.query, self.key, self.value, self.out = pool.q_proj, pool.k_proj, pool.v_proj, pool.c_proj

@@ -7,13 +7,15 @@ goes through projection and MLP.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from ..models.matrix import Matrix
 from ..models.open_clip import read_blocks, read_norm
-from ..models.weights import Norm, Unsupported
+from ..models.weights import Foreign, Norm, Unsupported
 from ..ops._types import accumulation_dtype
 from ..ops.add_layer_norm import add_layer_norm
 from ..reference.views import patches
@@ -30,7 +32,7 @@ class VitTower:
 
     name = "vit"
 
-    def __init__(self, visual: nn.Module, dtype: torch.dtype) -> None:
+    def __init__(self, visual: Foreign, dtype: torch.dtype) -> None:
         if reason := _unsupported(visual):
             raise Unsupported(reason)
         conv, wide = visual.conv1, accumulation_dtype(dtype)
@@ -56,7 +58,7 @@ class VitTower:
     def tensors(self) -> list[Tensor]:
         """What it holds."""
         norms = [norm for norm in (self._norm_pre, self._norm_post) if norm is not None]
-        parts = [self._embed, *self._blocks, self._last_q, self._last_kv, *norms]
+        parts: list[Any] = [self._embed, *self._blocks, self._last_q, self._last_kv, *norms]
         own = [self._first, self._position, *([] if self._projection is None else [self._projection])]
         return own + [tensor for part in parts for tensor in part.tensors()]
 
@@ -101,7 +103,7 @@ class VitTower:
         return tokens
 
 
-def _unsupported(visual: nn.Module) -> str | None:
+def _unsupported(visual: Foreign) -> str | None:
     """None, or what this cannot represent exactly."""
     kind = type(visual)
     if kind.__name__ != "VisionTransformer" or not kind.__module__.startswith("open_clip"):
