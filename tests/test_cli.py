@@ -329,14 +329,15 @@ def test_demo_with_a_bad_picture_name(tmp_path):
     assert "ends in none of" in run("demo", "--out", tmp_path / "picture.pgn", code=2).stderr
 
 
-def test_the_demo_model_is_the_librarys_to_the_bit():
+def test_the_demo_model_is_the_librarys():
     ours, theirs = _models.load_demo(), demo.load()
     assert isinstance(ours.model, clip.CLIP)
     ids = ours.tokenizer(["a photo of a cat.", "a dog"])
     assert torch.equal(ids, theirs.tokenizer(["a photo of a cat.", "a dog"]))
-    images = torch.randn(3, 3, 32, 32)
+    images = torch.randn(3, 3, 64, 64)
     with torch.no_grad():
-        assert torch.equal(ours.model.encode_image(images), theirs.model.encode_image(images))
+        # Of the attention pooling only the query that is read: the same products in other shapes.
+        torch.testing.assert_close(ours.model.encode_image(images), theirs.model.encode_image(images))
         assert torch.equal(ours.model.encode_text(ids), theirs.model.encode_text(ids))
 
 

@@ -1,66 +1,118 @@
-"""Random views of a batch, as tensor operations on the whole batch: cheap enough not to be noticed beside a step."""
+"""Random views of a batch, as tensor operations on the whole batch: cheap enough not to be noticed beside a step.
+
+Each image gets one of ``LOOKS``: it stays clear, or it is made blurry, noisy, dark and so on. The captions of the look
+(``captions.py``) are true of it, so the words around a class name carry meaning.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
+from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from torch import Tensor
 
-from .captions import LOOKS
+MEAN = torch.tensor(OPENAI_DATASET_MEAN).view(3, 1, 1)
+STD = torch.tensor(OPENAI_DATASET_STD).view(3, 1, 1)
+WHOLE = 0.2  # of the images stay uncropped, because that is how the model is asked at test time
 
 
-def random_views(images: Tensor, min_scale: float, clear: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Random crops, flips and looks.
+def plain(images: Tensor, size: int) -> Tensor:
+    """uint8 [B, H, W, 3] -> normalised float32 [B, 3, size, size], channels last: the image as it is, bicubic."""
+    x = images.permute(0, 3, 1, 2).float().div_(255)
+    if x.shape[-1] != size:
+        x = F.interpolate(x, (size, size), mode="bicubic", antialias=True).clamp_(0, 1)
+    return ((x - MEAN) / STD).contiguous(memory_format=torch.channels_last)
 
-    images: uint8 [B, H, W, 3]. ``min_scale``: smallest crop area as a fraction of the image; a quarter of the images
-    stay uncropped, because that is how the model is asked at test time. ``clear``: fraction of images left without a
-    look. Returns float32 [B, 3, H, W] in 0..1 and the look of each image, int64 [B], an index into ``LOOKS``.
+
+def random_views(
+    images: Tensor, size: int, areas: tuple[float, float], look: Tensor, generator: torch.Generator
+) -> Tensor:
+    """Random crops and flips, a little colour jitter, and the look of each image.
+
+    images: uint8 [B, H, W, 3]; areas: smallest and largest crop, as fractions of the image; look: int64 [B], indices
+    into ``LOOKS``. Returns normalised float32 [B, 3, size, size], channels last.
     """
     x = images.permute(0, 3, 1, 2).float().div_(255)
-    x = _crop_and_flip(x, min_scale, generator)
-    return _apply_looks(x, clear, generator)
+    x = _jitter(_crop_and_flip(x, size, areas, generator), generator)
+    strength = torch.rand(len(x), 1, 1, 1, generator=generator)
+    for i, apply in enumerate(LOOKS.values()):
+        if (chosen := look == i).any():
+            x[chosen] = apply(x[chosen], strength[chosen], generator)
+    return ((x.clamp_(0, 1) - MEAN) / STD).contiguous(memory_format=torch.channels_last)
 
 
-def _crop_and_flip(x: Tensor, min_scale: float, generator: torch.Generator) -> Tensor:
+def draw_looks(count: int, clear: float, generator: torch.Generator) -> Tensor:
+    """A look for each of ``count`` images, int64: "clear" with probability ``clear``, the others equally often."""
+    u = torch.rand(2, count, generator=generator)
+    return torch.where(u[0] < clear, 0, 1 + (u[1] * (len(LOOKS) - 1)).long())
+
+
+def _crop_and_flip(x: Tensor, size: int, areas: tuple[float, float], generator: torch.Generator) -> Tensor:
     batch = len(x)
     u = torch.rand(6, batch, generator=generator)
-    area = min_scale + (1 - min_scale) * u[0]
-    ratio = torch.exp((u[1] - 0.5) * 2 * torch.log(torch.tensor(4 / 3)))
-    size = torch.stack([(area * ratio).sqrt(), (area / ratio).sqrt()]).clamp_(max=1)
-    size = torch.where(u[5] < 0.25, 1.0, size)
-    centre = (u[2:4] * 2 - 1) * (1 - size)
-    flip = torch.where(u[4] < 0.5, -1.0, 1.0)
+    area = areas[0] + (areas[1] - areas[0]) * u[0]
+    ratio = torch.exp((u[1] - 0.5) * 2 * math.log(4 / 3))
+    side = torch.stack([(area * ratio).sqrt(), (area / ratio).sqrt()]).clamp_(max=1)
+    if areas[1] == 1:
+        side = torch.where(u[5] < WHOLE, 1.0, side)
+    centre = (u[2:4] * 2 - 1) * (1 - side)
     theta = torch.zeros(batch, 2, 3)
-    theta[:, 0, 0], theta[:, 1, 1] = size[0] * flip, size[1]
+    theta[:, 0, 0], theta[:, 1, 1] = side[0] * torch.where(u[4] < 0.5, -1.0, 1.0), side[1]
     theta[:, :, 2] = centre.T
-    grid = F.affine_grid(theta, list(x.shape), align_corners=False)
+    grid = F.affine_grid(theta, [batch, 3, size, size], align_corners=False)
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
-def _apply_looks(x: Tensor, clear: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    batch = len(x)
-    u = torch.rand(6, batch, generator=generator)
-    names = list(LOOKS)
-    look = torch.where(u[0] < clear, names.index("clear"), 1 + (u[1] * (len(names) - 1)).long())
-    strength = u[2].view(-1, 1, 1, 1)
-    chosen = {name: look == i for i, name in enumerate(names)}
-
-    # Every image gets a little of this; the looks below are clearly stronger.
-    contrast = 0.8 + 0.4 * u[3].view(-1, 1, 1, 1)
-    brightness = (u[4].view(-1, 1, 1, 1) - 0.5) * 0.2
+def _jitter(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Contrast and brightness, for every image; the looks are clearly stronger."""
+    u = torch.rand(2, len(x), 1, 1, 1, generator=generator)
     mean = x.mean((1, 2, 3), keepdim=True)
-    x = (x - mean) * contrast + mean + brightness
+    return (x - mean) * (0.75 + 0.5 * u[0]) + mean + (u[1] - 0.5) * 0.2
 
-    if (m := chosen["blurry"]).any():
-        tap = 0.15 + 0.18 * u[2][m]
-        row = torch.stack([tap, 1 - 2 * tap, tap], 1)
-        kernel = (row[:, :, None] * row[:, None, :]).repeat_interleave(3, 0).unsqueeze(1)
-        flat = F.pad(x[m], (1, 1, 1, 1), mode="replicate").flatten(0, 1).unsqueeze(0)
-        x[m] = F.conv2d(flat, kernel, groups=flat.shape[1]).view_as(x[m])
-    if (m := chosen["noisy"]).any():
-        x[m] += torch.randn(x[m].shape, generator=generator) * (0.03 + 0.07 * strength[m])
-    if (m := chosen["dark"]).any():
-        x[m] *= 0.7 - 0.4 * strength[m]
-    if (m := chosen["bright"]).any():
-        x[m] = 1 - (1 - x[m]) * (0.7 - 0.4 * strength[m])
-    return x.clamp_(0, 1), look
+
+# --- looks: [B, 3, S, S] in about 0..1, strengths [B, 1, 1, 1] in 0..1 ------------------------------------------------
+
+
+def _blurry(x: Tensor, strength: Tensor, generator: torch.Generator) -> Tensor:
+    sigma = (0.012 + 0.03 * strength.flatten()) * x.shape[-1]
+    taps = torch.exp(-0.5 * (torch.arange(-6, 7) / sigma[:, None]) ** 2)
+    taps = (taps / taps.sum(1, keepdim=True)).repeat_interleave(3, 0)
+    flat = F.pad(x, (6, 6, 6, 6), mode="replicate").flatten(0, 1)[None]
+    channels = flat.shape[1]
+    flat = F.conv2d(flat, taps.view(channels, 1, 13, 1), groups=channels)
+    return F.conv2d(flat, taps.view(channels, 1, 1, 13), groups=channels).view_as(x)
+
+
+def _noisy(x: Tensor, strength: Tensor, generator: torch.Generator) -> Tensor:
+    return x + torch.randn(x.shape, generator=generator) * (0.03 + 0.12 * strength)
+
+
+def _dark(x: Tensor, strength: Tensor, generator: torch.Generator) -> Tensor:
+    return x * (0.7 - 0.45 * strength)
+
+
+def _bright(x: Tensor, strength: Tensor, generator: torch.Generator) -> Tensor:
+    return 1 - (1 - x) * (0.7 - 0.45 * strength)
+
+
+def _pixelated(x: Tensor, strength: Tensor, generator: torch.Generator) -> Tensor:
+    factor = 0.25 if torch.rand((), generator=generator) < 0.5 else 0.375
+    return F.interpolate(F.interpolate(x, scale_factor=factor, mode="area"), x.shape[-2:], mode="nearest")
+
+
+def _grey(x: Tensor, strength: Tensor, generator: torch.Generator) -> Tensor:
+    return (x * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(1, keepdim=True).expand_as(x)
+
+
+LOOKS: dict[str, Callable[[Tensor, Tensor, torch.Generator], Tensor]] = {
+    "clear": lambda x, strength, generator: x,
+    "blurry": _blurry,
+    "noisy": _noisy,
+    "dark": _dark,
+    "bright": _bright,
+    "pixelated": _pixelated,
+    "grey": _grey,
+}

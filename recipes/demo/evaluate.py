@@ -1,8 +1,8 @@
-"""Does tuning help the demo model? ``python -m recipes.demo.evaluate --data DIR --n 1000``.
+"""Does tuning help the demo model? ``python -m recipes.demo.evaluate --data DIR``.
 
-Zero-shot and tuned top-1 on the same test images, and the difference with a paired bootstrap interval: both answers are
-about the same image, so their difference is known far better than either accuracy. Each kind of corruption is written
-as soon as it is done; the same command again goes on with the next.
+Zero-shot and tuned top-1 on the same validation images, and the difference with a paired bootstrap interval: both
+answers are about the same image, so their difference is known far better than either accuracy. Each kind of corruption
+is written as soon as it is done; the same command again goes on with the next.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ def markdown(rows: list[dict]) -> str:
 
 
 def main(
-    data: Annotated[Path, typer.Option(help="Folder of cifar10_test.npz, or a torchvision data root.")] = Path("data"),
-    n: Annotated[int, typer.Option(help="Test images, the same seeded choice for every kind.")] = 1000,
+    data: Annotated[Path, typer.Option(help="Folder of tiny_imagenet_val.npz, or tiny-imagenet-200.")],
+    n: Annotated[int, typer.Option(help="Validation images, the same seeded choice for every kind.")] = 2000,
     kinds: Annotated[list[str] | None, typer.Option(help="Repeat for several; default: all.")] = None,
     severity: Annotated[int, typer.Option(min=1, max=5)] = 3,
     seed: int = 0,
@@ -73,9 +73,9 @@ def main(
     options = {name: json.loads(value) for name, value in (item.split("=", 1) for item in set_ or [])}
     demo = load()
     tuner = tpt_fast.Tuner(demo.model, list(demo.classnames), tpt_fast.TuneConfig(**options))
-    test = load_split(data, train=False, download=True)
-    chosen = np.random.default_rng(seed).permutation(len(test.labels))[:n]
-    images, labels = test.images.numpy()[chosen], test.labels.numpy()[chosen]
+    validation = load_split(data, train=False)
+    chosen = np.random.default_rng(seed).permutation(len(validation.labels))[:n]
+    images, labels = validation.images.numpy()[chosen], validation.labels.numpy()[chosen]
     digest = hashlib.sha256(weights.WEIGHTS.read_bytes()).hexdigest()[:12]
     settings = dict(n=len(labels), severity=severity, seed=seed, options=options, model=digest)
 

@@ -1,49 +1,49 @@
-"""Muon: momentum whose update is orthogonalised, for the hidden matrices of a transformer.
+"""Muon: momentum whose update is orthogonalised, here for the filters of convolutions that a batch norm follows.
 
-It learns more from each image than AdamW, which is what counts when two cores have to do the training. K. Jordan et
-al., "Muon: An optimizer for hidden layers in neural networks", 2024. ``torch.optim.Muon`` computes in bfloat16, slow on
-CPUs without it, and orthogonalises one matrix at a time; here equal shapes go through one batched product.
+It learns more from each image than SGD or AdamW, which is what counts when two cores have to do the training. K. Jordan
+et al., "Muon: An optimizer for hidden layers in neural networks", 2024. ``torch.optim.Muon`` takes matrices alone.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
 
 
 class Muon(torch.optim.Optimizer):
-    """``lr``: length of a step in spectral norm. Parameters [out, in]; fused qkv [3 d, d] counts as three matrices."""
+    """Filters [out, in, h, w] as matrices [out, in h w].
 
-    def __init__(self, params: Iterable[Tensor], lr: float = 0.02, momentum: float = 0.95, weight_decay: float = 0.0):
-        super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
+    A batch norm takes a filter's length out again, so filters are kept at a mean square length of 1 instead of decayed,
+    and ``lr`` is by how much of that a step may move them. ``over``: ``map``, or that of a pool of threads.
+    """
+
+    def __init__(self, params: Iterable[Tensor], lr: float, momentum: float = 0.9, over: Callable = map) -> None:
+        self.over = over
+        super().__init__(params, dict(lr=lr, momentum=momentum))
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
-        for group in self.param_groups:
-            by_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = defaultdict(list)
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                buffer = self.state[p].setdefault("momentum", torch.zeros_like(p))
-                buffer.lerp_(p.grad, 1 - group["momentum"])
-                update = p.grad.lerp(buffer, group["momentum"])
-                rows, columns = p.shape
-                for part, u in zip(p.split(columns), update.split(columns)) if rows == 3 * columns else [(p, update)]:
-                    wide = (part, u) if part.shape[0] <= part.shape[1] else (part.T, u.T)
-                    by_shape[wide[0].shape].append(wide)
-            for pairs in by_shape.values():
-                for (part, _), u in zip(pairs, orthogonalise(torch.stack([u for _, u in pairs]))):
-                    part.mul_(1 - group["lr"] * group["weight_decay"]).add_(u, alpha=-group["lr"])
+        work = [(p, group) for group in self.param_groups for p in group["params"]]
+        for _ in self.over(lambda item: self._update(*item), sorted(work, key=lambda item: -item[0].numel())):
+            pass
+
+    @torch.no_grad()  # of a thread of its own
+    def _update(self, p: Tensor, group: dict) -> None:
+        buffer = self.state[p].setdefault("momentum", torch.zeros_like(p))
+        buffer.lerp_(p.grad, 1 - group["momentum"])
+        update = orthogonalise(p.grad.lerp(buffer, group["momentum"]).flatten(1))
+        p.mul_(len(p) ** 0.5 / p.norm()).add_(update.view(p.shape), alpha=-group["lr"])
 
 
-def orthogonalise(x: Tensor, steps: int = 5) -> Tensor:
-    """Push the singular values of x [B, m, n], m <= n, towards 1 by Newton-Schulz iteration (they end in 0.7..1.2)."""
+def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
+    """Push the singular values of [m, n] towards 1 by Newton-Schulz iteration, in bfloat16 (they end in 0.7..1.2)."""
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    x = (matrix / (matrix.norm() + 1e-7)).bfloat16()
+    wide = x.shape[0] <= x.shape[1]
+    x = (x if wide else x.T).contiguous()
     for _ in range(steps):
-        gram = x @ x.mT
-        x = a * x + torch.baddbmm(gram, gram, gram, beta=b, alpha=c) @ x
-    return x
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return (x if wide else x.T).to(matrix.dtype)

@@ -38,7 +38,7 @@ def tune(
     images: Annotated[list[str], typer.Argument(metavar="IMAGE", help="Image files, or folders of them.")],
     classes: Annotated[
         str | None,
-        typer.Option(metavar="A,B,C", help="Class names. Default: the demo model's ten."),
+        typer.Option(metavar="A,B,C", help="Class names. Default: the demo model's hundred."),
     ] = None,
     classes_file: Annotated[
         Path | None,

@@ -1,7 +1,7 @@
 """A small CLIP that ships with the package, so that everything can be tried at once, without a download.
 
-A real open_clip ``CLIP`` for 32 x 32 images, trained on CIFAR-10 by ``python -m recipes.demo.train``. Importing this
-module is cheap; ``load`` imports open_clip.
+A real open_clip ``CLIP`` for small images, trained on a hundred everyday classes of Tiny ImageNet by ``recipes/demo``.
+Importing this module is cheap; ``load`` imports open_clip.
 """
 
 from __future__ import annotations
@@ -12,7 +12,27 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from open_clip import CLIP, SimpleTokenizer
 
-CLASSNAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+class Class(NamedTuple):
+    """A line of ``classes.tsv``: WordNet id, name, other names, and the kinds of things it is, from narrow to wide."""
+
+    wnid: str
+    name: str
+    synonyms: tuple[str, ...]
+    kinds: tuple[str, ...]
+
+
+def _classes() -> tuple[Class, ...]:
+    lines = (Path(__file__).parent / "classes.tsv").read_text(encoding="utf-8").splitlines()[1:]
+    fields = (line.split("\t") for line in lines)
+    return tuple(
+        Class(w, name, tuple(others.split(", ")), tuple(kinds.split(", "))) for w, name, others, kinds in fields
+    )
+
+
+CLASSES = _classes()
+CLASSNAMES = tuple(c.name for c in CLASSES)
+WNIDS = tuple(c.wnid for c in CLASSES)
 
 PHOTO_FOLDER = Path(__file__).parent / "photos"
 PHOTOS: dict[str, str | None] = {"cat.jpg": "cat", "coffee.jpg": None, "rocket.jpg": None, "temple.jpg": None}

@@ -1,9 +1,9 @@
-"""A CLIP of the standard shape in plain PyTorch: open_clip's ``CLIP`` with two ViT towers, to its parameter names.
+"""A CLIP with a ResNet in plain PyTorch: open_clip's ``CLIP`` with a ``ModifiedResNet``, to its parameter names.
 
 For where importing open_clip costs more than using it: it brings torchvision, timm and torch's compiler along, which is
-more than half of what ``tpt-fast demo`` would take to its first answer. ``load_state_dict`` takes the same weights. The
-packed text tower reads it as it reads an open_clip model; the image tower, small as it is, runs by the code here.
-Standard means: pre-norm blocks, GELU, class-token pooling, a causal text tower read at its end token.
+more than half of what ``tpt-fast demo`` would take to its first answer. ``load_state_dict`` takes the same weights, and
+both towers are read as those of an open_clip model are. The text tower is the standard one: pre-norm blocks, GELU,
+causal attention, read at its end token.
 """
 
 from __future__ import annotations
@@ -49,25 +49,78 @@ class Transformer(nn.Module):
         return x
 
 
-class VisionTransformer(nn.Module):
-    """[N, 3, S, S] -> [N, embed_dim], not normalised."""
+class Bottleneck(nn.Module):
+    """Three convolutions beside a shortcut; pooled by ``stride`` before the last one, and before the shortcut's."""
 
-    def __init__(
-        self, embed_dim: int, image_size: int, layers: int, width: int, head_width: int, patch_size: int
-    ) -> None:
+    def __init__(self, inputs: int, planes: int, stride: int) -> None:
         super().__init__()
-        self.image_size = (image_size, image_size)
-        self.conv1 = nn.Conv2d(3, width, patch_size, patch_size, bias=False)
-        self.class_embedding = nn.Parameter(torch.empty(width))
-        self.positional_embedding = nn.Parameter(torch.empty((image_size // patch_size) ** 2 + 1, width))
-        self.ln_pre, self.ln_post = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.transformer = Transformer(width, layers, width // head_width)
-        self.proj = nn.Parameter(torch.empty(width, embed_dim))
+        outputs = 4 * planes
+        self.conv1, self.bn1 = nn.Conv2d(inputs, planes, 1, bias=False), nn.BatchNorm2d(planes)
+        self.act1 = nn.ReLU(inplace=True)
+        self.conv2, self.bn2 = nn.Conv2d(planes, planes, 3, padding=1, bias=False), nn.BatchNorm2d(planes)
+        self.act2 = nn.ReLU(inplace=True)
+        self.avgpool = nn.AvgPool2d(stride) if stride > 1 else nn.Identity()
+        self.conv3, self.bn3 = nn.Conv2d(planes, outputs, 1, bias=False), nn.BatchNorm2d(outputs)
+        self.act3 = nn.ReLU(inplace=True)
+        self.downsample = None
+        if stride > 1 or inputs != outputs:
+            conv, norm = nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs)
+            self.downsample = nn.Sequential(OrderedDict([("-1", nn.AvgPool2d(stride)), ("0", conv), ("1", norm)]))
 
-    def forward(self, images: Tensor) -> Tensor:
-        patches = self.conv1(images).flatten(2).transpose(1, 2)
-        x = torch.cat([self.class_embedding.expand(len(patches), 1, -1), patches], dim=1) + self.positional_embedding
-        return self.ln_post(self.transformer(self.ln_pre(x))[:, 0]) @ self.proj
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.act1(self.bn1(self.conv1(x)))
+        out = self.avgpool(self.act2(self.bn2(self.conv2(out))))
+        out = self.bn3(self.conv3(out))
+        return self.act3(out + (x if self.downsample is None else self.downsample(x)))
+
+
+class AttentionPool2d(nn.Module):
+    """[N, width, H, W] -> [N, embed_dim]: attention over the pixels and their mean, read at the mean."""
+
+    def __init__(self, side: int, width: int, num_heads: int, embed_dim: int) -> None:
+        super().__init__()
+        self.positional_embedding = nn.Parameter(torch.empty(side**2 + 1, width))
+        self.k_proj, self.q_proj, self.v_proj = (nn.Linear(width, width) for _ in range(3))
+        self.c_proj = nn.Linear(width, embed_dim)
+        self.num_heads = num_heads
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.flatten(2).transpose(1, 2)
+        rows = torch.cat([rows.mean(1, keepdim=True), rows], 1) + self.positional_embedding
+        query, key, value = (
+            projection(of).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            for projection, of in ((self.q_proj, rows[:, :1]), (self.k_proj, rows), (self.v_proj, rows))
+        )
+        pooled = nn.functional.scaled_dot_product_attention(query, key, value)
+        return self.c_proj(pooled.transpose(1, 2).flatten(1))
+
+
+class ModifiedResNet(nn.Module):
+    """CLIP's ResNet, [N, 3, S, S] -> [N, embed_dim], not normalised."""
+
+    def __init__(self, embed_dim: int, image_size: int, layers: list[int], width: int, head_width: int = 64) -> None:
+        super().__init__()
+        self.image_size, half = image_size, width // 2
+        self.conv1, self.bn1 = nn.Conv2d(3, half, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(half)
+        self.act1 = nn.ReLU(inplace=True)
+        self.conv2, self.bn2 = nn.Conv2d(half, half, 3, padding=1, bias=False), nn.BatchNorm2d(half)
+        self.act2 = nn.ReLU(inplace=True)
+        self.conv3, self.bn3 = nn.Conv2d(half, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
+        self.act3 = nn.ReLU(inplace=True)
+        self.avgpool = nn.AvgPool2d(2)
+        inputs = width
+        for i, blocks in enumerate(layers):
+            planes = width * 2**i
+            rest = (Bottleneck(4 * planes, planes, 1) for _ in range(blocks - 1))
+            self.add_module(f"layer{i + 1}", nn.Sequential(Bottleneck(inputs, planes, 2 if i else 1), *rest))
+            inputs = 4 * planes
+        self.attnpool = AttentionPool2d(image_size // 32, inputs, inputs // head_width, embed_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act1(self.bn1(self.conv1(x)))
+        x = self.act2(self.bn2(self.conv2(x)))
+        x = self.avgpool(self.act3(self.bn3(self.conv3(x))))
+        return self.attnpool(self.layer4(self.layer3(self.layer2(self.layer1(x)))))
 
 
 class CLIP(nn.Module):
@@ -81,7 +134,7 @@ class CLIP(nn.Module):
 
     def __init__(self, embed_dim: int, vision_cfg: dict[str, Any], text_cfg: dict[str, Any]) -> None:
         super().__init__()
-        self.visual = VisionTransformer(embed_dim, **vision_cfg)
+        self.visual = ModifiedResNet(embed_dim, **vision_cfg)
         self._add_text_tower(embed_dim, **text_cfg)
         self.logit_scale = nn.Parameter(torch.empty([]))
 
