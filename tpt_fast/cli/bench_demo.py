@@ -55,7 +55,7 @@ def _compare(repeats: int, as_json: bool) -> None:
         published.pil_views(photo, 64, Preprocessing(224))
 
     comparisons: dict[str, tuple[Callable, Callable]] = {
-        f"one image, 64 views of 32 px, {len(loaded.classnames)} classes": (lambda: tuner(photo), plain_image),
+        f"one image, 64 views of 64 px, {len(loaded.classnames)} classes": (lambda: tuner(photo), plain_image),
         f"views: 64 of 224 px from {photo.width} x {photo.height}": (lambda: make_views(photo), plain_views),
         "objective: 64 x 1000, with gradient": (lambda: ops.objective(logits, 6), plain_objective),
     }
