@@ -18,7 +18,7 @@ from recipes.demo import captions, corruptions, evaluate
 from recipes.demo.augment import plain
 from recipes.demo.data import load_split
 from tpt_fast import TextEncoder, TuneConfig, Tuner, demo
-from tpt_fast.cli._models import load_model
+from tpt_fast.cli._models import load_demo
 from tpt_fast.demo import weights
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -171,10 +171,10 @@ def test_accuracy(loaded: demo.Demo) -> None:
     for images, labels in zip(validation.images.split(250), validation.labels.split(250)):
         image = loaded.model.encode_image(plain(images, loaded.model.visual.image_size), normalize=True)
         hits += int(((image @ text.T).argmax(1) == labels).sum())
-    assert len(validation.labels) in (2500, 5000)  # of the packed files, of the folder
+    assert len(validation.labels) in (2471, 5000)  # of the packed files, of the folder
     assert 100 * hits / len(validation.labels) >= 50
 
 
 def test_the_commands_own_copy_of_the_model_is_read_too():
-    found = load_model(None, None, "cpu")
+    found = load_demo()
     assert TextEncoder(found.model, ["teapot"], tokenizer=found.tokenizer).engine == "packed"

@@ -19,8 +19,8 @@ def demo(
 ) -> None:
     """Classify the photographs that ship with the package by the demo model, and draw what tuning did to one.
 
-    The demo model knows a hundred everyday things. Tuning corrects its answer for the first photograph; for the last one
-    it stays wrong.
+    The demo model knows a hundred everyday things. Tuning corrects its answer for the first photograph; for the last
+    one it stays wrong.
     """
     _shared.check_stdout()
     with _shared.environment():
