@@ -120,7 +120,9 @@ class ModifiedResNet(nn.Module):
         x = self.act1(self.bn1(self.conv1(x)))
         x = self.act2(self.bn2(self.conv2(x)))
         x = self.avgpool(self.act3(self.bn3(self.conv3(x))))
-        return self.attnpool(self.layer4(self.layer3(self.layer2(self.layer1(x)))))
+        for name in ("layer1", "layer2", "layer3", "layer4"):
+            x = self.get_submodule(name)(x)
+        return self.attnpool(x)
 
 
 class CLIP(nn.Module):
@@ -168,6 +170,8 @@ def tokenizer() -> Callable[..., Tensor]:
     if package is None or package.origin is None:
         raise ImportError("open_clip is not installed: pip install open_clip_torch")
     spec = util.spec_from_file_location("tpt_fast._open_clip_tokenizer", Path(package.origin).with_name("tokenizer.py"))
+    if spec is None or spec.loader is None:
+        raise ImportError(f"open_clip's tokenizer cannot be read beside {package.origin}")
     module = util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.SimpleTokenizer()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from safetensors.torch import load_file, save
@@ -81,7 +81,8 @@ def load_weights(model: Model, path: Path = WEIGHTS) -> Model:
         rows = name.removesuffix(SCALE)
         state[rows] = state[rows] * _per_row(state.pop(name), state[rows])
     ids = state.pop("token_ids").long()
-    table = token_table(*model.token_embedding.weight.shape)
+    rows, width = cast(Any, model).token_embedding.weight.shape
+    table = token_table(rows, width)
     table[ids] = state["token_embedding.weight"].float()
     state["token_embedding.weight"] = table
     model.load_state_dict(state)
