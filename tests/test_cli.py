@@ -311,6 +311,9 @@ def test_demo(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = run("demo")
     assert all(name in result.stdout for name in demo.PHOTOS)
+    said = " ".join(result.stderr.split())
+    assert "A small model of 100 everyday things names 8 photographs" in said
+    assert "tpt-fast tune PHOTO.jpg --classes cat,dog,horse" in said
     assert (tmp_path / "tpt-fast-demo.png").stat().st_size > 10_000
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections import Counter, deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -94,6 +94,7 @@ def run(
     base: Path | None = None,
     results_file: ResultsFile | None = None,
     summarise: bool = True,
+    seen: Callable[[Row], Any] = lambda _: None,
 ) -> Summary:
     """Tune for each file and show the rows: a table at the end, or a JSON line each at once.
 
@@ -102,6 +103,7 @@ def run(
         base: folder that the files' names are shown relative to.
         results_file: has each row as soon as it is there, in place of the table; files that it has are skipped.
         summarise: say at the end what all came to.
+        seen: called with each row.
 
     Returns:
         What all came to, the rows that the file had before included.
@@ -127,6 +129,7 @@ def run(
                 elif not as_json:
                     rows.append(row)
                 summary.add(row)
+                seen(row)
                 if as_json:
                     _shared.json_line(row)
                 if summary.done == before + 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -36,8 +36,16 @@ def demo(
         _shared.kernels()
         tuner = Tuner(loaded.model, loaded.classnames, tokenizer=loaded.tokenizer)
         files = [PHOTO_FOLDER / name for name in PHOTOS]
-        if run(tuner, files, as_json=as_json, base=PHOTO_FOLDER, summarise=False).failed:
+        found: list[dict[str, Any]] = []
+        _shared.remark(
+            f"A small model of {len(loaded.classnames)} everyday things names {len(files)} photographs: with one prompt "
+            "for all (zero-shot), and with the prompt tuned for each, so that its surest views agree."
+        )
+        if run(tuner, files, as_json=as_json, base=PHOTO_FOLDER, summarise=False, seen=found.append).failed:
             _shared.stop("the photographs of this installation cannot be read")
+        for row in found:
+            if said := _lesson(row, PHOTOS[row["file"]]):
+                _shared.remark(said)
         if find_spec("matplotlib") is None:
             _shared.remark("for a picture of what tuning did: pip install 'tpt_fast[plot]'")
             return
@@ -48,3 +56,20 @@ def demo(
         except OSError as error:
             _shared.stop(f"{picture} cannot be written: {error.strerror or error}")
         _shared.remark(f"the views of {files[0].name}, and what tuning did to its classes: {picture}")
+        _shared.remark(
+            "Your photographs:      tpt-fast tune PHOTO.jpg --classes cat,dog,horse\n"
+            "A real CLIP:           the same with --model ViT-B-16-quickgelu --pretrained openai\n"
+            "How fast it is here:   tpt-fast bench-demo"
+        )
+
+
+def _lesson(row: dict[str, Any], truth: str) -> str:
+    """What a photograph shows of the method, in one line; "" where both answers are right."""
+    file, before, after = row["file"], row["zero_shot_label"], row["label"]
+    if before != truth and after == truth:
+        return f"{file}: tuning corrects {before!r}: the views that the model is surest of say {truth!r}."
+    if after != truth:
+        return (
+            f"{file} shows a {truth} and stays wrong: tuning makes an answer surer, and cannot know that it is right."
+        )
+    return ""
