@@ -18,7 +18,7 @@ import tpt_fast
 from tpt_fast import demo
 from tpt_fast.cli import _models, app, main
 from tpt_fast.cli.bench_demo import _table as bench_table
-from tpt_fast.demo import clip
+from tpt_fast.demo import clip, weights
 from tpt_fast.extension import build, load, toolkit
 
 
@@ -256,7 +256,7 @@ def test_missing_demo_weights(monkeypatch):
     def missing(_model):
         raise FileNotFoundError("model.safetensors")
 
-    monkeypatch.setattr(demo.weights, "load_weights", missing)
+    monkeypatch.setattr(weights, "load_weights", missing)
     assert "weights are missing from this installation" in run("tune", CAT, code=3).stderr
 
 

@@ -120,7 +120,7 @@ def test_any_error_of_an_image_is_its_row(tmp_path, monkeypatch, error):
 
 def test_more_views_than_memory():
     message = said(run("tune", CAT, "--views", 10_000_000_000, code=2))
-    assert "--views: 10000000000 views of four images at once take 4.92e+05 GB" in message
+    assert "--views: 10000000000 views of four images at once take 1.97e+06 GB" in message
 
 
 @pytest.mark.parametrize(

@@ -38,8 +38,8 @@ def demo(
         files = [PHOTO_FOLDER / name for name in PHOTOS]
         found: list[dict[str, Any]] = []
         _shared.remark(
-            f"A small model of {len(loaded.classnames)} everyday things names {len(files)} photographs: with one prompt "
-            "for all (zero-shot), and with the prompt tuned for each, so that its surest views agree."
+            f"A small model of {len(loaded.classnames)} everyday things names {len(files)} photographs: with one "
+            "prompt for all (zero-shot), and with the prompt tuned for each, so that its surest views agree."
         )
         if run(tuner, files, as_json=as_json, base=PHOTO_FOLDER, summarise=False, seen=found.append).failed:
             _shared.stop("the photographs of this installation cannot be read")

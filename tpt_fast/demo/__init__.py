@@ -63,7 +63,7 @@ class Demo(NamedTuple):
 def load() -> Demo:
     """The demo model on the CPU, float32, in eval mode; no network, and the random generators stay as they are.
 
-    Images are 32 x 32, normalised with ``model.visual.image_mean`` and ``image_std``; text is at most 77 tokens of the
+    Images are 64 x 64, normalised with ``model.visual.image_mean`` and ``image_std``; text is at most 77 tokens of the
     usual CLIP vocabulary. Raises ``FileNotFoundError`` where the weights are missing.
     """
     from open_clip import SimpleTokenizer
