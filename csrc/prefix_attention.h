@@ -14,7 +14,7 @@ constexpr int64_t kPrefixAttentionClassesAtOnce = 12;  // classes whose part of 
 
 template <class T>
 struct PrefixAttentionParams {
-  const T* q;                // [B, Q, width], Q = rows, or Q = classes: only the last row of each suffix asks
+  const T* q;                // [B, Q, width], Q = rows, or Q = classes: only the last row of each suffix is a query
   const T* kv;               // [B, rows, 2 * width], keys then values
   const int64_t* offsets;    // [classes + 1] first row of each suffix, ascending from `prefix` to `rows`
   const T* grad;             // [B, Q, width] d loss / d out, dense; backward only

@@ -308,7 +308,7 @@ def test_equal_answers():
         ("logits", torch.tensor([1.5, torch.nan]), "logits: .* difference of nan"),
         ("grad", torch.tensor([[0.5, 0.251]]), "grad: .* difference of 0.002"),
         ("entropies", torch.tensor([0.5, 0.2, 0.3, 0.20001]), "entropies: .* difference of 0.25"),
-        ("selected", torch.tensor([1, 2]), r"selected: expected the 2 views of least entropy, got \[1, 2\]"),
+        ("selected", torch.tensor([1, 2]), r"selected: expected the 2 views of lowest entropy, got \[1, 2\]"),
     ],
 )
 def test_each_difference_is_named(field, value, message):

@@ -37,7 +37,7 @@ def compare(ours: TuneResult, published: Outcome, precision: str) -> dict[str, f
         kept = ours.entropies[ours.selected]
         if not torch.equal(kept, ours.entropies.sort().values[: len(kept)]):
             raise Disagreement(
-                f"selected: expected the {len(kept)} views of least entropy, got {ours.selected.tolist()}"
+                f"selected: expected the {len(kept)} views of lowest entropy, got {ours.selected.tolist()}"
             )
         if sorted(ours.selected.tolist()) != sorted(published.selected.tolist()):
             bounds = {name: bounds[name] for name in ("zero_shot_logits", "entropies")}

@@ -107,7 +107,7 @@ class TextEncoder:
 
     @property
     def laid_out(self) -> bool:
-        """Whether weights are held once more in the layout of our own product."""
+        """Whether a second copy of the weights is held, in the layout of our own product."""
         return self._bound.laid_out
 
     def weights(self) -> list[Tensor]:

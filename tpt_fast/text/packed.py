@@ -143,7 +143,7 @@ class PackedText:
 
     @property
     def laid_out(self) -> bool:
-        """Whether weights are held once more in the layout of our own product."""
+        """Whether a second copy of the weights is held, in the layout of our own product."""
         return self._tower.laid_out
 
     def weights(self) -> list[Tensor]:

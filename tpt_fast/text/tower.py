@@ -31,7 +31,7 @@ class BoundText(Protocol):
 
     @property
     def laid_out(self) -> bool:
-        """Whether weights are held once more in the layout of our own product."""
+        """Whether a second copy of the weights is held, in the layout of our own product."""
 
     def forward(self, ctx: Tensor, keep: bool) -> tuple[Tensor, Tape | None]:
         """Normalised features [C, D], and with ``keep`` the tape for :meth:`backward`."""

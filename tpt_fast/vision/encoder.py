@@ -18,7 +18,7 @@ OWN: dict[str, type[VitTower | ResNetTower]] = {"VisionTransformer": VitTower, "
 
 class ImageEncoder:
     """The image tower of ``model`` with its weights in ``dtype``, which are shared with the model where it has that
-    type (and held once more where our own product is the faster one, see :mod:`tpt_fast.models.matrix`). The model
+    type (and copied where our own product is the faster one, see :mod:`tpt_fast.models.matrix`). The model
     itself stays as it is. Calls from several threads are safe. ``engine="module"`` runs the model's own code in any
     case, ``autocast`` under fp16 autocast.
 
@@ -63,7 +63,7 @@ class ImageEncoder:
 
     @property
     def laid_out(self) -> bool:
-        """Whether weights are held once more in the layout of our own product."""
+        """Whether a second copy of the weights is held, in the layout of our own product."""
         return getattr(self._tower, "laid_out", False)
 
     def tensors(self) -> list[Tensor]:
