@@ -61,9 +61,9 @@ class Clip:
         if self.device.type not in ("cpu", "cuda"):
             raise ValueError(f"model: expected it on the CPU or on CUDA, got it on {self.device}")
         held, by = ("fp32", "module") if autocast else (precision, "auto")
-        self.image = ImageEncoder(model, PRECISIONS[held], by, autocast=autocast)
+        self.image = ImageEncoder(self.model, PRECISIONS[held], by, autocast=autocast)
         self.text = TextTower(
-            model, held, tokenizer=tokenizer, engine="module" if autocast else engine, autocast=autocast
+            self.model, held, tokenizer=tokenizer, engine="module" if autocast else engine, autocast=autocast
         )
 
     @property
