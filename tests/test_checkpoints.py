@@ -1,9 +1,11 @@
 """Checkpoints of CoOp's trainer, of other methods, damaged and hostile ones."""
 
+import io
 import os
 import pickle
 import warnings
 import zipfile
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -115,6 +117,43 @@ def test_nothing_in_a_checkpoint_is_run(tmp_path, how, zipped):
     assert torch.equal(load_ctx(path, 8), ctx)
     assert isinstance(read(path)["scheduler"], Inert)
     assert not made.exists()
+
+
+def pickle_by_pickle(path):
+    """The pickles of a file in the old format: magic number, version, machine, content, keys of its storages."""
+    data = path.read_bytes()
+    file = io.BytesIO(data)
+    ends = [0]
+    while file.tell() < len(data):
+        pickle.load(file)
+        ends.append(file.tell())
+    return [data[start:end] for start, end in pairwise(ends)]
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_checkpoint_changes_nothing_of_torch(tmp_path, zipped):
+    """A pickle may set the state of what it names: of torch's function too, for the whole process."""
+    function = torch._utils._rebuild_tensor_v2
+    before = function.__defaults__, dict(function.__dict__)
+    # The function, its attributes, what would be set on it like slots, a tuple of the two, BUILD.
+    attributes, slots = b"}X\3\0\0\0oddI7\ns", b"}X\x0c\0\0\0__defaults__I7\n\x85s"
+    state = b"\x80\2ctorch._utils\n_rebuild_tensor_v2\n" + attributes + slots + b"\x86b."
+    path, plain = tmp_path / "hostile.pt", save(tmp_path / "plain.pt", 0, _use_new_zipfile_serialization=zipped)
+    if zipped:
+        with zipfile.ZipFile(plain) as files, zipfile.ZipFile(path, "w") as out:
+            for each in files.infolist():
+                content = files.read(each)
+                out.writestr(each.filename, state if each.filename.endswith("data.pkl") else content)
+    else:
+        *head, _, keys = pickle_by_pickle(plain)
+        path.write_bytes(b"".join([*head, state, keys]))
+    try:
+        with pytest.raises(ValueError, match=r"ctx: the checkpoint .*hostile\.pt'"):
+            load_ctx(path, 8)
+        assert (function.__defaults__, function.__dict__) == before
+    finally:
+        function.__defaults__ = before[0]
+        function.__dict__.pop("odd", None)
 
 
 def test_a_context_that_would_be_run_is_none(tmp_path):

@@ -12,6 +12,7 @@ import os
 import pickle
 import zipfile
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,8 +20,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+
+class _Callable:
+    """A function or class that a pickle may call, and not change: it may set the state of whatever it names."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._function(*arguments)
+
+    def __setstate__(self, _state: Any) -> None: ...
+
+
 #: What a pickle may name: only these are looked up, by these very names.
-_ALLOWED = {
+_ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {
     ("collections", "OrderedDict"): OrderedDict,
     ("torch", "Size"): torch.Size,
     ("torch._utils", "_rebuild_tensor"): torch._utils._rebuild_tensor,
@@ -29,6 +43,7 @@ _ALLOWED = {
 }
 _TYPES = ("Double", "Float", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
 _ALLOWED |= {("torch", f"{name}Storage"): getattr(torch, f"{name}Storage") for name in _TYPES}
+_CALLABLE = {name: _Callable(what) for name, what in _ALLOWED.items()}
 
 
 class Inert:
@@ -55,7 +70,7 @@ class Inert:
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        return _ALLOWED.get((module, name), Inert)
+        return _CALLABLE.get((module, name), Inert)
 
 
 def _load(file: Any, **options: Any) -> Any:
