@@ -33,7 +33,11 @@ def preprocessing(model: Foreign) -> Preprocessing:
     """
     visual = getattr(model, "visual", None)
     if not isinstance(visual, nn.Module):
-        raise TypeError(f"model: expected an open_clip model with an image tower, got {type(model).__name__}")
+        came = type(model).__name__
+        if type(model).__module__.startswith("transformers."):
+            instead = "load the same weights by open_clip, as create_model('ViT-B-32-quickgelu', 'openai')"
+            came = f"transformers' {came}; {instead}"
+        raise TypeError(f"model: expected an open_clip model with an image tower, got {came}")
     if isinstance(visual, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         raise TypeError(f"model: expected its image tower itself, got a {type(visual).__name__}; use visual.module")
     cfg = getattr(visual, "preprocess_cfg", None) or {}
