@@ -74,6 +74,7 @@ def named(found: list[dict]) -> list[tuple[str, str]]:
 # --- what is measured
 
 
+@pytest.mark.slow
 def test_every_row(tmp_path, known_rate):
     file, plot = tmp_path / "rows.jsonl", tmp_path / "picture.png"
     pytest.importorskip("matplotlib")

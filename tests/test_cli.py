@@ -427,6 +427,7 @@ def test_doctor_builds_again(monkeypatch, tmp_path):
     assert built["time"] > (tmp_path / "csrc" / "tiny.cpp").stat().st_mtime
 
 
+@pytest.mark.slow
 def test_bench():
     records = rows(run("bench-demo", "--json", "--repeats", 3))
     assert len(records) == 3

@@ -65,7 +65,7 @@ def allowed(demo):
 
 
 @pytest.mark.parametrize("name", PHOTOS)
-@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("steps", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_answers_are_those_of_the_published_algorithm(demo, published, allowed, name, steps):
     config = TuneConfig(n_views=32, rho=0.2, steps=steps, strict_official=True)
     tuner = Tuner(demo.model, CLASSNAMES, config, tokenizer=demo.tokenizer)
