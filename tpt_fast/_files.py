@@ -26,12 +26,12 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
     aside = _create_beside(target)
     try:
         yield aside
-        _sync(aside)
+        sync(aside)
         with suppress(FileNotFoundError):
             shutil.copymode(target, aside)
         os.replace(aside, target)
         with suppress(OSError):  # a folder that may not be read, a file system that knows no such thing
-            _sync(target.parent)
+            sync(target.parent)
     finally:
         aside.unlink(missing_ok=True)
 
@@ -74,7 +74,8 @@ def _create_beside(target: Path) -> Path:
     return aside
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """To the disk, a file's content or a folder's names."""
     opened = os.open(path, os.O_RDONLY)
     try:
         os.fsync(opened)

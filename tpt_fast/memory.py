@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor, nn
+
+from ._autograd import graph_nodes
 
 
 @dataclass(frozen=True)
@@ -56,17 +57,9 @@ def measure(model: nn.Module, parts: dict[str, tuple[str, Iterable[Tensor]]]) ->
 
 def graph_tensors(results: Iterable[Tensor]) -> Iterator[Tensor]:
     """``results`` and every tensor that their autograd graphs have saved for a backward pass."""
-    waiting: list[Any] = []
-    for result in results:
-        yield result
-        waiting.append(result.grad_fn)
-    seen = {None}
-    while waiting:
-        node = waiting.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        waiting += [following for following, _ in node.next_functions]
+    results = list(results)
+    yield from results
+    for node in graph_nodes(results):
         saved = [getattr(node, name) for name in dir(node) if name.startswith("_saved_") or name == "variable"]
         yield from (each for each in saved if isinstance(each, Tensor))
 

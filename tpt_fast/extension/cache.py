@@ -19,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from .._files import sync
 from .toolkit import BuildError
 
 RECORD = "build.json"
@@ -179,18 +180,9 @@ def store(build: Path, compile_into: Callable[[Path], object], *, again: bool = 
                 if shared:  # whatever the umask: the group may do what its owner may, others may read
                     mode |= (mode & 0o700) >> 3 | (mode & 0o500) >> 6
                 file.chmod(mode)
-                _sync(file)
+                sync(file)  # before the rename: a library cut short by a power failure kills who maps it
             shutil.rmtree(build, ignore_errors=True)
             scratch.rename(build)
-            _sync(cache)
+            sync(cache)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    """To the disk before the name that makes it count: a library cut short by a power failure kills who maps it."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

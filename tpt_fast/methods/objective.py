@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .._autograd import graph_nodes
 from ..text.classes import Classes
 
 #: Of the logits [N, C] of one image's views; or of these and the class features [C, D]; or of these and the features
@@ -68,7 +69,8 @@ def differentiate(
             if grads == (None, None):
                 what = "the logits" if asks == 1 else "the logits or the class features"
                 raise ValueError(f"objective: expected it to depend on {what}, got a tensor without a gradient")
-            others = [other for other in _leaves(loss) if not any(other is leaf for leaf in leaves)]
+            reached = [node.variable for node in graph_nodes([loss]) if hasattr(node, "variable")]
+            others = [other for other in reached if not any(other is leaf for leaf in leaves)]
             if others:
                 shapes = ", ".join(str(list(other.shape)) for other in others[:3])
                 raise ValueError(
@@ -79,19 +81,3 @@ def differentiate(
         parts = (torch.zeros_like(leaf) if grad is None else grad for leaf, grad in zip(leaves, grads, strict=True))
         found.append((loss.detach().reshape(()), *parts))
     return Gradient(*map(torch.stack, zip(*found, strict=True)))
-
-
-def _leaves(loss: Tensor) -> list[Tensor]:
-    """The tensors whose gradient ``loss`` would accumulate."""
-    waiting: list[Any] = [loss.grad_fn]
-    seen: set[Any] = {None}
-    leaves: list[Tensor] = []
-    while waiting:
-        node = waiting.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):
-            leaves.append(node.variable)
-        waiting += [following for following, _ in node.next_functions]
-    return leaves

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from .._checks import check_choice
 from . import method_class
 
 _SHIFTS = ("imagenet_a", "imagenet_v2", "imagenet_r", "imagenet_sketch")
@@ -55,6 +56,5 @@ def published_settings(method: str, data_set: str) -> dict[str, Any]:
         ValueError: an unknown method, or a data set that is none of :data:`DATA_SETS`.
     """
     method_class(method)
-    if data_set not in DATA_SETS:
-        raise ValueError(f"data_set: expected one of {', '.join(DATA_SETS)}, got {data_set!r}")
+    check_choice("data_set", data_set, tuple(DATA_SETS))
     return dict(SETTINGS.get(method, {}).get(data_set, {}))

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._checks import check_choice
 from ..extension import load
 from ..reference import bias_act as reference
 from ._library import check_tensors, define, differentiate_once
@@ -98,8 +99,7 @@ def bias_act_backward(grad: Tensor, x: Tensor, bias: Tensor | None = None, activ
 
 
 def _check(x: Tensor, bias: Tensor | None, activation: str) -> bool:
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation: expected one of {', '.join(ACTIVATIONS)}, got {activation!r}")
+    check_choice("activation", activation, ACTIVATIONS)
     if x.dtype not in FLOATING:
         raise TypeError(f"x: expected {' or '.join(map(str, FLOATING))}, got {x.dtype}")
     accumulate = accumulation_dtype(x.dtype)

@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .._checks import check_choice
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -64,8 +66,7 @@ def load_image(image: ImageLike, decoder: str = "pillow", device: torch.device |
         TypeError: none of the types above.
         ImportError: "torchvision" was asked for and is missing.
     """
-    if decoder not in DECODERS:
-        raise ValueError(f"decoder: expected one of {', '.join(DECODERS)}, got {decoder!r}")
+    check_choice("decoder", decoder, DECODERS)
     if isinstance(image, (str, os.PathLike)):
         return _from_path(local_path(image), decoder, device)
     if isinstance(image, (bytes, bytearray, memoryview)):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._checks import MAX_SEED, check_integer, check_numbers
+from .._checks import MAX_SEED, check_choice, check_integer, check_numbers
 from .._modes import ON_THE_CPU
 from ..ops.views import views
 from .crops import check_generator, draw_boxes, draw_specs, view_specs
@@ -125,8 +125,8 @@ def make_views(
     plain: dict[str, Any] = {"resize_mode": resize_mode, "interpolation": interpolation}
     if order is None:
         order = pass_order()
-    elif order not in PASS_ORDERS:
-        raise ValueError(f"order: expected one of {', '.join(PASS_ORDERS)}, got {order!r}")
+    else:
+        check_choice("order", order, PASS_ORDERS)
     pixels = load_image(image)
     if device is not None:
         pixels = pixels.to(device)
