@@ -3,6 +3,7 @@
 from ._library import build_info
 from .adamw_step import AdamWState, adamw_step
 from .add_layer_norm import add_layer_norm
+from .augmix import augmix
 from .bias_act import bias_act, bias_act_
 from .linear import linear, panels
 from .objective import Objective, objective
@@ -14,6 +15,7 @@ __all__ = [
     "Objective",
     "adamw_step",
     "add_layer_norm",
+    "augmix",
     "bias_act",
     "bias_act_",
     "build_info",

@@ -75,6 +75,21 @@ def check_tensors(op: str, *, differentiable: bool, **tensors: Tensor | None) ->
             raise RuntimeError(f"{name}: {op} has no forward-mode derivative, and this tensor has a tangent")
 
 
+def check_form(name: str, tensor: Tensor, shape: tuple[str | int, ...], dtypes: tuple[torch.dtype, ...]) -> None:
+    """Of a tensor with sizes ``shape``, letters standing for any, in one of ``dtypes``.
+
+    Raises:
+        ValueError: of another shape.
+        TypeError: of another type.
+    """
+    sizes = zip(tensor.shape, shape, strict=False)
+    if tensor.dim() != len(shape) or any(isinstance(want, int) and got != want for got, want in sizes):
+        expected = ", ".join(map(str, shape))
+        raise ValueError(f"{name}: expected shape [{expected}], got {list(tensor.shape)}")
+    if tensor.dtype not in dtypes:
+        raise TypeError(f"{name}: expected {' or '.join(map(str, dtypes))}, got {tensor.dtype}")
+
+
 _library.define("build_info() -> str")
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..extension import load
 from ..reference.views import views as reference
-from ._library import check_tensors, define
+from ._library import check_form, check_tensors, define
 
 SPEC_COLUMNS = 10
 
@@ -23,15 +23,6 @@ def _fake(image, specs, table, size, vertical_first_when_taller=True, patch=None
     if patch is None:
         return table.new_empty(specs.shape[0], 3, size, size)
     return table.new_empty(specs.shape[0], (size // patch) ** 2, 3 * patch**2)
-
-
-def _check(name: str, tensor: Tensor, shape: tuple[str | int, ...], dtypes: tuple[torch.dtype, ...]) -> None:
-    sizes = zip(tensor.shape, shape, strict=False)
-    if tensor.dim() != len(shape) or any(isinstance(want, int) and got != want for got, want in sizes):
-        expected = ", ".join(map(str, shape))
-        raise ValueError(f"{name}: expected shape [{expected}], got {list(tensor.shape)}")
-    if tensor.dtype not in dtypes:
-        raise TypeError(f"{name}: expected {' or '.join(map(str, dtypes))}, got {tensor.dtype}")
 
 
 def views(
@@ -71,9 +62,9 @@ def views(
         ValueError or RuntimeError: a box or window out of range (by the reference or the compiled kernel).
     """
     check_tensors("views", differentiable=False, image=image, specs=specs, table=table)
-    _check("image", image, ("H", "W", 3), (torch.uint8,))
-    _check("specs", specs, ("N", SPEC_COLUMNS), (torch.int32,))
-    _check("table", table, (3, 256), (torch.float32, torch.float16, torch.bfloat16, torch.uint8))
+    check_form("image", image, ("H", "W", 3), (torch.uint8,))
+    check_form("specs", specs, ("N", SPEC_COLUMNS), (torch.int32,))
+    check_form("table", table, (3, 256), (torch.float32, torch.float16, torch.bfloat16, torch.uint8))
     if not 1 <= size <= 1 << 15:
         raise ValueError(f"size: expected 1 to 32768, got {size}")
     if patch is not None and (patch < 1 or size % patch):
