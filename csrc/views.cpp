@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "patches.h"
 #include "views_weights.h"
 
 namespace tpt_fast {
@@ -249,6 +250,7 @@ void views_weights(const ViewsGeometry& p, int64_t begin, int64_t end) {
 template <class T>
 void views_bands(const ViewsParams<T>& p, uint8_t* scratch, int64_t begin, int64_t end) {
   const int64_t bands = bands_of(p), rows = rows_of_band(p);
+  const auto patch = static_cast<uint32_t>(p.patch);
   for (int64_t item = begin; item < end; ++item) {
     const int64_t view = item / bands, top = item % bands * rows, bottom = std::min(top + rows, p.size);
     if (top >= bottom) continue;
@@ -266,9 +268,9 @@ void views_bands(const ViewsParams<T>& p, uint8_t* scratch, int64_t begin, int64
     for (int64_t c = 0; c < 3; ++c) {
       const T* table = p.table + 256 * c;
       for (int64_t y = top; y < bottom; ++y, planes += p.size) {
-        T* row = p.out + view * 3 * p.size * p.size + offset_of_row(p, c, y);
+        T* row = p.out + view * 3 * p.size * p.size + offset_of_row(p.size, patch, c, y);
         for (int64_t left = 0; left < p.size; left += p.patch) {
-          T* out = row + offset_of_column(p, left);
+          T* out = row + offset_of_column(patch, left);
           if (spec[kFlip]) {
             for (int64_t x = 0; x < p.patch; ++x) out[x] = table[planes[p.size - 1 - left - x]];
           } else {

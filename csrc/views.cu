@@ -16,6 +16,7 @@
 #include <algorithm>
 
 #include "common.cuh"
+#include "patches.h"
 #include "views.h"
 #include "views_weights.h"
 
@@ -155,13 +156,14 @@ __global__ void __launch_bounds__(kThreads, 3) views_kernel(const ViewsParams<T>
   }
 
   if (x >= x1) return;
+  const auto patch = static_cast<uint32_t>(p.patch);
   const int64_t plane = p.patch * p.patch;
-  T* out = p.out + view * 3 * p.size * p.size + offset_of_column(p, spec[kFlip] ? size - 1 - x : x);
+  T* out = p.out + view * 3 * p.size * p.size + offset_of_column(patch, spec[kFlip] ? size - 1 - x : x);
 #pragma unroll
   for (int i = 0; i < kRows; ++i) {
     const int y = y0 + warp + i * kWarps;
     if (y >= y1) continue;
-    T* to = out + offset_of_row(p, 0, y);
+    T* to = out + offset_of_row(p.size, patch, 0, y);
     to[0] = table[pixel_of_sum(sums[i].r)];
     to[plane] = table[256 + pixel_of_sum(sums[i].g)];
     to[2 * plane] = table[512 + pixel_of_sum(sums[i].b)];

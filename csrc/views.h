@@ -49,17 +49,6 @@ struct ViewsParams : ViewsGeometry {
   T* out;          // [N, (S / P)^2, 3, P, P], so [N, 3, S, S] where P = S
 };
 
-// Offset of a pixel of one view in `out`: the sum of what its channel and row, and its column, add. Divisions are slow
-// on a GPU, those of 64 bits several times more: so there are none where images stay whole, else of 32 bits.
-TPT_FAST_HOST_DEVICE int64_t offset_of_row(const ViewsGeometry& p, uint32_t channel, uint32_t y) {
-  const auto patch = static_cast<uint32_t>(p.patch), above = y < patch ? 0 : y / patch;
-  return above * (p.size * 3 * patch) + (channel * patch + y - above * patch) * patch;
-}
-TPT_FAST_HOST_DEVICE int64_t offset_of_column(const ViewsGeometry& p, uint32_t x) {
-  const auto patch = static_cast<uint32_t>(p.patch), left = x < patch ? 0 : x / patch;
-  return left * (int64_t{3} * patch * patch) + x - left * patch;
-}
-
 struct ViewsScratch {
   int64_t columns;   // bytes; 0 if no view needs them, and views_columns need not run
   int64_t max_taps;  // of any view

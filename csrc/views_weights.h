@@ -1,24 +1,13 @@
 // Weights of Pillow's 8-bit resampling, to the bit: double arithmetic, rounded to integers of 22 fractional bits.
 #pragma once
 
-#include "common.h"
+#include "elementary.h"
 
 namespace tpt_fast {
 
 constexpr int kWeightBits = 22;
 
 enum ViewFilter : int32_t { kBilinear = 0, kBicubic = 1 };
-
-// a * b as a rounded double. A compiler that fuses the product into a following addition would change the last bit of a
-// weight, and flags against that differ between compilers; a volatile does not.
-TPT_FAST_HOST_DEVICE double rounded_product(double a, double b) {
-#if defined(__CUDA_ARCH__)
-  return __dmul_rn(a, b);
-#else
-  volatile double product = a * b;
-  return product;
-#endif
-}
 
 // The triangle of support 1, or Keys' cubic with a = -1/2 of support 2.
 TPT_FAST_HOST_DEVICE double filter_value(int32_t filter, double x) {

@@ -2,31 +2,17 @@
 
 #include <torch/csrc/stable/library.h>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 #include <algorithm>
-#include <atomic>
 
 #include "checks.h"
 #include "device.h"
+#include "grain.h"
+#include "huge_pages.h"
 
 namespace tpt_fast {
 namespace {
 
 #ifndef TPT_FAST_CUDA
-// Asks for huge pages under a fresh tensor: 64 views at 224 px are 38 MB, and taking 9,262 page faults to write them
-// costs as much time again as computing them. Only a hint, so its failure does not matter.
-void prefer_huge_pages([[maybe_unused]] const Tensor& t) {
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-  constexpr uintptr_t kHuge = 1 << 21;
-  const auto address = reinterpret_cast<uintptr_t>(t.const_data_ptr());
-  const uintptr_t begin = (address + kHuge - 1) / kHuge * kHuge, end = address + t.numel() * t.element_size();
-  if (end > begin + kHuge) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#endif
-}
-
 // Only the CPU can look at the specs without waiting for a device.
 void check_specs(const ViewsGeometry& p) {
   for (int64_t view = 0; view < p.views; ++view) {
@@ -122,11 +108,9 @@ void run_on_cpu(ViewsParams<T>& p, const Tensor& like, const Tensor& out) {
   if (needed.columns)
     parallel_for(0, column_items(p), 1, [&](int64_t begin, int64_t end) { views_columns(p, begin, end); });
   parallel_for(0, p.views, 8, [&](int64_t begin, int64_t end) { views_weights(p, begin, end); });
-  // Crops differ in size by a factor of ten, so each worker takes the next band when it is free.
-  std::atomic<int64_t> next{0};
-  parallel_for(0, workers, 1, [&](int64_t worker, int64_t) {
-    uint8_t* own = scratch.mutable_data_ptr<uint8_t>() + worker * needed.band;
-    for (int64_t band; (band = next++) < bands;) views_bands(p, own, band, band + 1);
+  // Crops differ in size by a factor of ten.
+  take_turns(workers, bands, [&](int64_t worker, int64_t band) {
+    views_bands(p, scratch.mutable_data_ptr<uint8_t>() + worker * needed.band, band, band + 1);
   });
 }
 

@@ -1,0 +1,331 @@
+// A chain's point operations (autocontrast, equalize, posterize, solarize) are tables of 256 bytes, so any number of
+// them in a row is one table, and what is counted of an image is counted once: the counts after a table are the counts
+// before it, moved. Pixels are touched by affine steps alone, and by the mixture, whose own tables take in the last
+// table of each chain, its weight and the normalisation.
+//
+// An affine step first lays its source out with the outermost pixels repeated around it, the pending table applied, so
+// that no pixel has to ask whether its neighbours exist. A row of its result falls into runs whose sources lie beside
+// each other too: AugMix's transforms are nearly the identity, so a run has some 30 pixels at least, and loads, double
+// arithmetic and stores are whole vectors. Any other transform is as right, only slower.
+//
+// Products must be rounded before they are added, as Pillow and PyTorch round them; in this file no compiler may fuse
+// them.
+#if defined(__clang__)
+#pragma clang fp contract(off)
+#elif defined(__GNUC__)
+#pragma GCC optimize("fp-contract=off")
+#endif
+
+#include "augmix.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "augmix_tables.h"
+#include "patches.h"
+#include "rows.h"
+
+namespace tpt_fast {
+namespace {
+
+constexpr int64_t kBlock = 8;       // pixels of a run that are made together
+constexpr int32_t kOutside = INT32_MIN;  // no offset of a pixel
+constexpr int64_t kAlignment = 64;  // bytes, of each part of the scratch
+
+using Bytes = uint8_t[3][256];
+using Counts = int32_t[3][256];
+
+// Parts of the scratch, one after the other; of none, only their size is counted.
+class Scratch {
+ public:
+  explicit Scratch(uint8_t* memory) : memory_(memory) {}
+
+  template <class T>
+  T* take(int64_t count) {
+    T* part = memory_ ? reinterpret_cast<T*>(memory_ + used_) : nullptr;
+    used_ += ceil_div(count * static_cast<int64_t>(sizeof(T)), kAlignment) * kAlignment;
+    return part;
+  }
+  int64_t used() const { return used_; }
+
+ private:
+  uint8_t* memory_;
+  int64_t used_ = 0;
+};
+
+// What one worker needs for a view. Blocks reach up to kBlock elements beyond the rows and the padded image.
+struct Workspace {
+  Workspace(Scratch& scratch, int64_t size)
+      : padded(scratch.take<uint8_t>(3 * (size + 2) * (size + 2) + 2 * kBlock)),
+        across(scratch.take<double>(2 * size)),
+        right(scratch.take<double>(size + kBlock)),
+        down(scratch.take<double>(size + kBlock)),
+        offset(scratch.take<int32_t>(size)),
+        line(scratch.take<uint8_t>(size + kBlock)),
+        mixed(scratch.take<float>(size)) {
+    for (auto& image : ends) image = scratch.take<uint8_t>(3 * size * size);
+  }
+
+  uint8_t* padded;         // [3, S + 2, S + 2] source of an affine step, outermost pixels repeated
+  double* across;          // [2, S] what the column adds to the source's place
+  double *right, *down;    // [S] how far the source lies beyond the pixel at `offset`, in pixels
+  int32_t* offset;         // [S] in `padded`, less the column; kOutside
+  uint8_t* line;           // [S]
+  float* mixed;            // [S]
+  uint8_t* ends[kChains];  // [3, S, S] each chain's image
+};
+
+void count(const uint8_t* image, int64_t pixels, Counts counts) {
+  // Neighbours are often equal, and an increment waits for the last one of its counter: so there are four of each.
+  for (int64_t c = 0; c < 3; ++c, image += pixels) {
+    int32_t parts[4][256] = {};
+    int64_t i = 0;
+    for (; i + 4 <= pixels; i += 4)
+      for (int k = 0; k < 4; ++k) ++parts[k][image[i + k]];
+    for (; i < pixels; ++i) ++parts[0][image[i]];
+    for (int v = 0; v < 256; ++v) counts[c][v] = parts[0][v] + parts[1][v] + parts[2][v] + parts[3][v];
+  }
+}
+
+// A chain: an image, and what is still to become of its bytes.
+class Chain {
+ public:
+  // `crop_counts` are counted if `counted`, and else when they are first needed.
+  Chain(const uint8_t* crop, int64_t size, uint8_t* own, Workspace& workspace, Counts& crop_counts, bool& crop_counted)
+      : image_(crop), size_(size), own_(own), workspace_(workspace), crop_counts_(crop_counts), crop_counted_(crop_counted) {
+    clear();
+  }
+
+  void step(int32_t kind, const double* parameters) {
+    switch (kind) {
+      case kAutocontrast:
+      case kEqualize:
+        by_counts(kind);
+        break;
+      case kPosterize:
+        then([&](int64_t, int32_t byte) { return posterize(parameters[0], byte); });
+        break;
+      case kSolarize:
+        then([&](int64_t, int32_t byte) { return solarize(parameters[0], byte); });
+        break;
+      case kAffine:
+        affine(parameters);
+        break;
+      default:
+        break;
+    }
+  }
+
+  const uint8_t* image() const { return image_; }
+  const uint8_t* bytes(int64_t channel) const { return bytes_[channel]; }
+
+ private:
+  void clear() {
+    for (auto& channel : bytes_)
+      for (int v = 0; v < 256; ++v) channel[v] = static_cast<uint8_t>(v);
+  }
+
+  template <class Function>
+  void then(Function function) {
+    for (int64_t c = 0; c < 3; ++c)
+      for (auto& byte : bytes_[c]) byte = function(c, byte);
+  }
+
+  const Counts& counts() {
+    const bool of_crop = image_ != own_;
+    bool& counted = of_crop ? crop_counted_ : own_counted_;
+    Counts& counts = of_crop ? crop_counts_ : own_counts_;
+    if (!counted) count(image_, size_ * size_, counts);
+    counted = true;
+    return counts;
+  }
+
+  void by_counts(int32_t kind) {
+    const Counts& before = counts();
+    const auto pixels = static_cast<int32_t>(size_ * size_);
+    uint8_t table[3][256];
+    for (int64_t c = 0; c < 3; ++c) {
+      int32_t now[256] = {};
+      for (int v = 0; v < 256; ++v) now[bytes_[c][v]] += before[c][v];
+      int32_t low = 0, high = 255, below = 0;
+      while (now[low] == 0) ++low;
+      while (now[high] == 0) --high;
+      for (int v = 0; v < 256; below += now[v++])
+        table[c][v] = kind == kAutocontrast ? autocontrast(low, high, v) : equalize(pixels, now[high], below, v);
+    }
+    then([&](int64_t c, int32_t byte) { return table[c][byte]; });
+  }
+
+  // Lays the image out with a border, its bytes replaced.
+  void pad() {
+    const int64_t pitch = size_ + 2;
+    for (int64_t c = 0; c < 3; ++c) {
+      uint8_t* plane = workspace_.padded + c * pitch * pitch;
+      for (int64_t y = 0; y < size_; ++y) {
+        const uint8_t* from = image_ + (c * size_ + y) * size_;
+        uint8_t* to = plane + (1 + y) * pitch;
+        for (int64_t x = 0; x < size_; ++x) to[1 + x] = bytes_[c][from[x]];
+        to[0] = to[1];
+        to[1 + size_] = to[size_];
+      }
+      std::memcpy(plane, plane + pitch, pitch);
+      std::memcpy(plane + (1 + size_) * pitch, plane + size_ * pitch, pitch);
+    }
+  }
+
+  // Fills the workspace's right, down and offset for one row.
+  void locate(const double* matrix, int64_t y) {
+    const Workspace& w = workspace_;
+    const double row = y + 0.5, b = matrix[1] * row, c = matrix[2], e = matrix[4] * row, f = matrix[5];
+    const double end = size_, *ax = w.across, *dx = w.across + size_;
+    const auto pitch = static_cast<int32_t>(size_ + 2);
+    for (int32_t x = 0; x < size_; ++x) {
+      const double u = ax[x] + b + c, v = dx[x] + e + f;
+      const bool inside = (u >= 0.0) & (u < end) & (v >= 0.0) & (v < end);
+      const double left = (inside ? u : 0.5) - 0.5, top = (inside ? v : 0.5) - 0.5;
+      const double column = std::floor(left), line = std::floor(top);
+      w.right[x] = left - column;
+      w.down[x] = top - line;
+      const int32_t at = (static_cast<int32_t>(line) + 1) * pitch + static_cast<int32_t>(column) + 1 - x;
+      w.offset[x] = inside ? at : kOutside;
+    }
+  }
+
+  void affine(const double* matrix) {
+    const int64_t pitch = size_ + 2;
+    Workspace& w = workspace_;
+    pad();
+    for (int64_t x = 0; x < size_; ++x) {
+      w.across[x] = matrix[0] * (x + 0.5);
+      w.across[size_ + x] = matrix[3] * (x + 0.5);
+    }
+    for (int64_t y = 0; y < size_; ++y) {
+      locate(matrix, y);
+      for (int64_t c = 0; c < 3; ++c) {
+        const uint8_t* plane = w.padded + c * pitch * pitch;
+        for (int64_t begin = 0, end; begin < size_; begin = end) {
+          end = begin + 1;
+          while (end < size_ && w.offset[end] == w.offset[begin]) ++end;
+          if (w.offset[begin] == kOutside)
+            std::memset(w.line + begin, 0, end - begin);
+          else
+            interpolate(plane + w.offset[begin], begin, end);
+        }
+        std::memcpy(own_ + (c * size_ + y) * size_, w.line, size_);
+      }
+    }
+    image_ = own_;
+    own_counted_ = false;
+    clear();
+  }
+
+  // Pixels [begin, end) of the line, and up to kBlock - 1 more, which whoever comes next overwrites.
+  void interpolate(const uint8_t* source, int64_t begin, int64_t end) {
+    const int64_t pitch = size_ + 2;
+    const double *right = workspace_.right, *down = workspace_.down;
+    uint8_t* line = workspace_.line;
+    for (int64_t i = begin; i < end; i += kBlock) {
+      for (int64_t x = i; x < i + kBlock; ++x) {
+        const int32_t p = source[x], q = source[x + 1], r = source[x + pitch], s = source[x + pitch + 1];
+        const double upper = p + (q - p) * right[x], lower = r + (s - r) * right[x];
+        line[x] = static_cast<uint8_t>(static_cast<int32_t>(upper + (lower - upper) * down[x]));
+      }
+    }
+  }
+
+  const uint8_t* image_;
+  int64_t size_;
+  uint8_t* own_;
+  Workspace& workspace_;
+  Counts& crop_counts_;
+  bool& crop_counted_;
+  Counts own_counts_;
+  bool own_counted_ = false;
+  Bytes bytes_;
+};
+
+template <class T>
+void store(const float* from, T* to, int64_t n) {
+  narrow_row(from, to, n);
+}
+template <>
+void store(const float* from, float* to, int64_t n) {
+  std::memcpy(to, from, n * sizeof(float));
+}
+
+// Writes one row of one channel of a view.
+template <class T>
+void write(const AugmixGeometry& p, const float* row, int64_t channel, int64_t y, T* view) {
+  const auto patch = static_cast<uint32_t>(p.patch);
+  T* to = view + offset_of_row(p.size, patch, channel, y);
+  for (int64_t left = 0; left < p.size; left += p.patch) store(row + left, to + offset_of_column(patch, left), p.patch);
+}
+
+}  // namespace
+
+int64_t augmix_scratch(const AugmixGeometry& p) {
+  Scratch scratch(nullptr);
+  Workspace(scratch, p.size);
+  return scratch.used();
+}
+
+template <class T>
+void augmix_views(const AugmixParams<T>& p, uint8_t* memory, int64_t begin, int64_t end) {
+  const int64_t plane = p.size * p.size;
+  Scratch scratch(memory);
+  Workspace workspace(scratch, p.size);
+  std::fill_n(workspace.right + p.size, kBlock, 0.0);
+  std::fill_n(workspace.down + p.size, kBlock, 0.0);
+  for (int64_t view = begin; view < end; ++view) {
+    const uint8_t* crop = p.crops + view * 3 * plane;
+    T* out = p.out + view * 3 * plane;
+    const float* weights = p.weights + view * (1 + kChains);
+    const float own = weights[0], rest = 1.0f - own;
+    if (own == 1.0f) {
+      for (int64_t c = 0; c < 3; ++c) {
+        for (int64_t y = 0; y < p.size; ++y) {
+          const uint8_t* row = crop + c * plane + y * p.size;
+          for (int64_t x = 0; x < p.size; ++x) workspace.mixed[x] = p.table[c * 256 + row[x]];
+          write(p, workspace.mixed, c, y, out);
+        }
+      }
+      continue;
+    }
+
+    Counts crop_counts;
+    bool crop_counted = false;
+    const uint8_t* images[1 + kChains] = {crop};
+    float tables[3][1 + kChains][256];  // of each channel: the weight times what is normalised
+    for (int64_t c = 0; c < 3; ++c)
+      for (int v = 0; v < 256; ++v) tables[c][0][v] = own * p.table[c * 256 + v];
+    for (int64_t i = 0; i < kChains; ++i) {
+      Chain chain(crop, p.size, workspace.ends[i], workspace, crop_counts, crop_counted);
+      for (int64_t place = 0; place < p.depth; ++place) {
+        const int64_t step = (view * kChains + i) * p.depth + place;
+        chain.step(p.steps[step], p.parameters + step * kParameters);
+      }
+      images[1 + i] = chain.image();
+      for (int64_t c = 0; c < 3; ++c)
+        for (int v = 0; v < 256; ++v) tables[c][1 + i][v] = weights[1 + i] * p.table[c * 256 + chain.bytes(c)[v]];
+    }
+    for (int64_t c = 0; c < 3; ++c) {
+      const float* own_table = tables[c][0];
+      const float *first = tables[c][1], *second = tables[c][2], *third = tables[c][3];
+      for (int64_t y = 0; y < p.size; ++y) {
+        const int64_t at = c * plane + y * p.size;
+        for (int64_t x = at; x < at + p.size; ++x) {
+          const float mixture = first[images[1][x]] + second[images[2][x]] + third[images[3][x]];
+          workspace.mixed[x - at] = own_table[crop[x]] + rest * mixture;
+        }
+        write(p, workspace.mixed, c, y, out);
+      }
+    }
+  }
+}
+
+template void augmix_views(const AugmixParams<float>&, uint8_t*, int64_t, int64_t);
+template void augmix_views(const AugmixParams<Half>&, uint8_t*, int64_t, int64_t);
+template void augmix_views(const AugmixParams<BFloat16>&, uint8_t*, int64_t, int64_t);
+
+}  // namespace tpt_fast
