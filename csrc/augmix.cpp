@@ -29,12 +29,9 @@
 namespace tpt_fast {
 namespace {
 
-constexpr int64_t kBlock = 8;       // pixels of a run that are made together
+constexpr int64_t kBlock = 8;            // pixels of a run that are made together
 constexpr int32_t kOutside = INT32_MIN;  // no offset of a pixel
-constexpr int64_t kAlignment = 64;  // bytes, of each part of the scratch
-
-using Bytes = uint8_t[3][256];
-using Counts = int32_t[3][256];
+constexpr int64_t kAlignment = 64;       // bytes, of each part of the scratch
 
 // Parts of the scratch, one after the other; of none, only their size is counted.
 class Scratch {
@@ -62,7 +59,7 @@ struct Workspace {
         right(scratch.take<double>(size + kBlock)),
         down(scratch.take<double>(size + kBlock)),
         offset(scratch.take<int32_t>(size)),
-        line(scratch.take<uint8_t>(size + kBlock)),
+        line(scratch.take<uint8_t>(3 * (size + kBlock))),
         mixed(scratch.take<float>(size)) {
     for (auto& image : ends) image = scratch.take<uint8_t>(3 * size * size);
   }
@@ -71,29 +68,63 @@ struct Workspace {
   double* across;          // [2, S] what the column adds to the source's place
   double *right, *down;    // [S] how far the source lies beyond the pixel at `offset`, in pixels
   int32_t* offset;         // [S] in `padded`, less the column; kOutside
-  uint8_t* line;           // [S]
+  uint8_t* line;           // [3, S + kBlock]
   float* mixed;            // [S]
   uint8_t* ends[kChains];  // [3, S, S] each chain's image
 };
 
-void count(const uint8_t* image, int64_t pixels, Counts counts) {
-  // Neighbours are often equal, and an increment waits for the last one of its counter: so there are four of each.
-  for (int64_t c = 0; c < 3; ++c, image += pixels) {
-    int32_t parts[4][256] = {};
-    int64_t i = 0;
-    for (; i + 4 <= pixels; i += 4)
-      for (int k = 0; k < 4; ++k) ++parts[k][image[i + k]];
-    for (; i < pixels; ++i) ++parts[0][image[i]];
-    for (int v = 0; v < 256; ++v) counts[c][v] = parts[0][v] + parts[1][v] + parts[2][v] + parts[3][v];
+struct Histogram {
+  int32_t counts[3][256];
+  bool counted = false;
+
+  void count(const uint8_t* image, int64_t pixels) {
+    // Neighbours are often equal, and an increment waits for the last one of its counter: so there are four of each.
+    for (int64_t c = 0; c < 3; ++c, image += pixels) {
+      int32_t parts[4][256] = {};
+      for (int64_t i = 0; i < pixels; ++i) ++parts[i % 4][image[i]];
+      for (int v = 0; v < 256; ++v) counts[c][v] = parts[0][v] + parts[1][v] + parts[2][v] + parts[3][v];
+    }
+    counted = true;
   }
+};
+
+#ifdef __GNUC__
+using Doubles = double __attribute__((vector_size(8 * kBlock)));
+using Ints = int32_t __attribute__((vector_size(4 * kBlock)));
+
+void load(const uint8_t* p, Ints& to) { to = Ints{p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7]}; }  // gcc: widens
+#endif
+
+// Pixels [begin, end) of a line, and up to kBlock - 1 more, which whoever comes next overwrites.
+void interpolate(const uint8_t* source, const Workspace& w, int64_t pitch, int64_t begin, int64_t end, uint8_t* line) {
+#ifdef __GNUC__
+  for (int64_t x = begin; x < end; x += kBlock) {
+    const uint8_t *above = source + x, *below = above + pitch;
+    Ints p, q, r, s;
+    load(above, p), load(above + 1, q), load(below, r), load(below + 1, s);
+    Doubles right, down;
+    std::memcpy(&right, w.right + x, sizeof right);
+    std::memcpy(&down, w.down + x, sizeof down);
+    const Doubles upper = __builtin_convertvector(p, Doubles) + __builtin_convertvector(q - p, Doubles) * right;
+    const Doubles lower = __builtin_convertvector(r, Doubles) + __builtin_convertvector(s - r, Doubles) * right;
+    const Ints values = __builtin_convertvector(upper + (lower - upper) * down, Ints);
+    for (int64_t i = 0; i < kBlock; ++i) line[x + i] = static_cast<uint8_t>(values[i]);
+  }
+#else
+  for (int64_t x = begin; x < end; ++x) {
+    const int32_t p = source[x], q = source[x + 1], r = source[x + pitch], s = source[x + pitch + 1];
+    const double upper = p + (q - p) * w.right[x], lower = r + (s - r) * w.right[x];
+    line[x] = static_cast<uint8_t>(upper + (lower - upper) * w.down[x]);
+  }
+#endif
 }
 
 // A chain: an image, and what is still to become of its bytes.
 class Chain {
  public:
-  // `crop_counts` are counted if `counted`, and else when they are first needed.
-  Chain(const uint8_t* crop, int64_t size, uint8_t* own, Workspace& workspace, Counts& crop_counts, bool& crop_counted)
-      : image_(crop), size_(size), own_(own), workspace_(workspace), crop_counts_(crop_counts), crop_counted_(crop_counted) {
+  // `of_crop` is shared by the chains of a view, and counted when the first of them needs it.
+  Chain(const uint8_t* crop, int64_t size, uint8_t* own, Workspace& workspace, Histogram& of_crop)
+      : image_(crop), size_(size), own_(own), workspace_(workspace), of_crop_(of_crop) {
     clear();
   }
 
@@ -124,30 +155,24 @@ class Chain {
   void clear() {
     for (auto& channel : bytes_)
       for (int v = 0; v < 256; ++v) channel[v] = static_cast<uint8_t>(v);
+    changed_ = false;
   }
 
   template <class Function>
   void then(Function function) {
     for (int64_t c = 0; c < 3; ++c)
       for (auto& byte : bytes_[c]) byte = function(c, byte);
-  }
-
-  const Counts& counts() {
-    const bool of_crop = image_ != own_;
-    bool& counted = of_crop ? crop_counted_ : own_counted_;
-    Counts& counts = of_crop ? crop_counts_ : own_counts_;
-    if (!counted) count(image_, size_ * size_, counts);
-    counted = true;
-    return counts;
+    changed_ = true;
   }
 
   void by_counts(int32_t kind) {
-    const Counts& before = counts();
+    Histogram& before = image_ == own_ ? of_own_ : of_crop_;
     const auto pixels = static_cast<int32_t>(size_ * size_);
+    if (!before.counted) before.count(image_, pixels);
     uint8_t table[3][256];
     for (int64_t c = 0; c < 3; ++c) {
       int32_t now[256] = {};
-      for (int v = 0; v < 256; ++v) now[bytes_[c][v]] += before[c][v];
+      for (int v = 0; v < 256; ++v) now[bytes_[c][v]] += before.counts[c][v];
       int32_t low = 0, high = 255, below = 0;
       while (now[low] == 0) ++low;
       while (now[high] == 0) --high;
@@ -165,7 +190,10 @@ class Chain {
       for (int64_t y = 0; y < size_; ++y) {
         const uint8_t* from = image_ + (c * size_ + y) * size_;
         uint8_t* to = plane + (1 + y) * pitch;
-        for (int64_t x = 0; x < size_; ++x) to[1 + x] = bytes_[c][from[x]];
+        if (changed_)
+          for (int64_t x = 0; x < size_; ++x) to[1 + x] = bytes_[c][from[x]];
+        else
+          std::memcpy(to + 1, from, size_);
         to[0] = to[1];
         to[1 + size_] = to[size_];
       }
@@ -202,48 +230,44 @@ class Chain {
     }
     for (int64_t y = 0; y < size_; ++y) {
       locate(matrix, y);
-      for (int64_t c = 0; c < 3; ++c) {
-        const uint8_t* plane = w.padded + c * pitch * pitch;
-        for (int64_t begin = 0, end; begin < size_; begin = end) {
-          end = begin + 1;
-          while (end < size_ && w.offset[end] == w.offset[begin]) ++end;
-          if (w.offset[begin] == kOutside)
-            std::memset(w.line + begin, 0, end - begin);
+      for (int64_t begin = 0, end; begin < size_; begin = end) {
+        const int32_t offset = w.offset[begin];
+        end = begin + 1;
+        while (end < size_ && w.offset[end] == offset) ++end;
+        for (int64_t c = 0; c < 3; ++c) {
+          uint8_t* line = w.line + c * (size_ + kBlock);
+          if (offset == kOutside)
+            std::memset(line + begin, 0, end - begin);
           else
-            interpolate(plane + w.offset[begin], begin, end);
+            interpolate(w.padded + c * pitch * pitch + offset, w, pitch, begin, end, line);
         }
-        std::memcpy(own_ + (c * size_ + y) * size_, w.line, size_);
       }
+      for (int64_t c = 0; c < 3; ++c) std::memcpy(own_ + (c * size_ + y) * size_, w.line + c * (size_ + kBlock), size_);
     }
     image_ = own_;
-    own_counted_ = false;
+    of_own_.counted = false;
     clear();
-  }
-
-  // Pixels [begin, end) of the line, and up to kBlock - 1 more, which whoever comes next overwrites.
-  void interpolate(const uint8_t* source, int64_t begin, int64_t end) {
-    const int64_t pitch = size_ + 2;
-    const double *right = workspace_.right, *down = workspace_.down;
-    uint8_t* line = workspace_.line;
-    for (int64_t i = begin; i < end; i += kBlock) {
-      for (int64_t x = i; x < i + kBlock; ++x) {
-        const int32_t p = source[x], q = source[x + 1], r = source[x + pitch], s = source[x + pitch + 1];
-        const double upper = p + (q - p) * right[x], lower = r + (s - r) * right[x];
-        line[x] = static_cast<uint8_t>(static_cast<int32_t>(upper + (lower - upper) * down[x]));
-      }
-    }
   }
 
   const uint8_t* image_;
   int64_t size_;
   uint8_t* own_;
   Workspace& workspace_;
-  Counts& crop_counts_;
-  bool& crop_counted_;
-  Counts own_counts_;
-  bool own_counted_ = false;
-  Bytes bytes_;
+  Histogram& of_crop_;
+  Histogram of_own_;
+  uint8_t bytes_[3][256];  // what each byte of the image is to become
+  bool changed_;           // whether that is another one
 };
+
+// Pixels [begin, begin + n) of a view, from the images and the tables of the crop and of each chain.
+void mix(const uint8_t* const (&images)[1 + kChains], const float (&tables)[1 + kChains][256], float rest,
+         int64_t begin, int64_t n, float* out) {
+  for (int64_t x = 0; x < n; ++x) {
+    const float mixture =
+        tables[1][images[1][begin + x]] + tables[2][images[2][begin + x]] + tables[3][images[3][begin + x]];
+    out[x] = tables[0][images[0][begin + x]] + rest * mixture;
+  }
+}
 
 template <class T>
 void store(const float* from, T* to, int64_t n) {
@@ -282,25 +306,13 @@ void augmix_views(const AugmixParams<T>& p, uint8_t* memory, int64_t begin, int6
     T* out = p.out + view * 3 * plane;
     const float* weights = p.weights + view * (1 + kChains);
     const float own = weights[0], rest = 1.0f - own;
-    if (own == 1.0f) {
-      for (int64_t c = 0; c < 3; ++c) {
-        for (int64_t y = 0; y < p.size; ++y) {
-          const uint8_t* row = crop + c * plane + y * p.size;
-          for (int64_t x = 0; x < p.size; ++x) workspace.mixed[x] = p.table[c * 256 + row[x]];
-          write(p, workspace.mixed, c, y, out);
-        }
-      }
-      continue;
-    }
-
-    Counts crop_counts;
-    bool crop_counted = false;
+    Histogram of_crop;
     const uint8_t* images[1 + kChains] = {crop};
     float tables[3][1 + kChains][256];  // of each channel: the weight times what is normalised
     for (int64_t c = 0; c < 3; ++c)
       for (int v = 0; v < 256; ++v) tables[c][0][v] = own * p.table[c * 256 + v];
     for (int64_t i = 0; i < kChains; ++i) {
-      Chain chain(crop, p.size, workspace.ends[i], workspace, crop_counts, crop_counted);
+      Chain chain(crop, p.size, workspace.ends[i], workspace, of_crop);
       for (int64_t place = 0; place < p.depth; ++place) {
         const int64_t step = (view * kChains + i) * p.depth + place;
         chain.step(p.steps[step], p.parameters + step * kParameters);
@@ -310,14 +322,8 @@ void augmix_views(const AugmixParams<T>& p, uint8_t* memory, int64_t begin, int6
         for (int v = 0; v < 256; ++v) tables[c][1 + i][v] = weights[1 + i] * p.table[c * 256 + chain.bytes(c)[v]];
     }
     for (int64_t c = 0; c < 3; ++c) {
-      const float* own_table = tables[c][0];
-      const float *first = tables[c][1], *second = tables[c][2], *third = tables[c][3];
       for (int64_t y = 0; y < p.size; ++y) {
-        const int64_t at = c * plane + y * p.size;
-        for (int64_t x = at; x < at + p.size; ++x) {
-          const float mixture = first[images[1][x]] + second[images[2][x]] + third[images[3][x]];
-          workspace.mixed[x - at] = own_table[crop[x]] + rest * mixture;
-        }
+        mix(images, tables[c], rest, c * plane + y * p.size, p.size, workspace.mixed);
         write(p, workspace.mixed, c, y, out);
       }
     }

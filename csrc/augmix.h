@@ -22,7 +22,7 @@ struct AugmixGeometry {
   const uint8_t* crops;      // [N, 3, S, S]
   const int32_t* steps;      // [N, kChains, D] AugmixStep
   const double* parameters;  // [N, kChains, D, kParameters]
-  const float* weights;      // [N, 1 + kChains] m of the crop itself, and w of each chain; m = 1: only the crop
+  const float* weights;      // [N, 1 + kChains] m of the crop itself, and w of each chain
   const float* table;        // [3, 256] normalised value of each byte
   int64_t views;             // N
   int64_t depth;             // D

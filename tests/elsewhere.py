@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-STEMS = ("adamw_step", "add_layer_norm", "bias_act", "objective", "prefix_attention", "views")
+STEMS = ("adamw_step", "add_layer_norm", "augmix", "bias_act", "objective", "prefix_attention", "views")
 
 
 def install(kernels: dict[str, Callable]) -> None:

@@ -9,13 +9,19 @@ from tpt_fast import ops
 from tpt_fast.ops.add_layer_norm import add_layer_norm_backward
 from tpt_fast.ops.bias_act import bias_act_backward
 from tpt_fast.ops.prefix_attention import prefix_attention_backward
-from tpt_fast.views import draw_boxes, make_views, normalisation_table, view_specs
+from tpt_fast.views import draw_augmix, draw_boxes, make_views, normalisation_table, view_specs
+from tpt_fast.views.augmix import augmix_steps
 
 ONES, ROWS, OFFSETS = torch.ones(8), torch.ones(5, 8), torch.tensor([2, 3, 5])
 Q, KV = torch.ones(1, 5, 8), torch.ones(1, 5, 16)
 STATISTICS = torch.ones(5)
 IMAGE, SPECS = torch.zeros(9, 9, 3, dtype=torch.uint8), view_specs(9, 9, torch.zeros(0, 5, dtype=torch.int32), 4)
 CONTEXT = torch.ones(1, 5, 8)
+AUGMIX = {
+    "crops": torch.zeros(1, 3, 4, 4, dtype=torch.uint8),
+    **dict(zip(("steps", "parameters", "weights"), augmix_steps(draw_augmix(0), 4), strict=True)),
+    "table": normalisation_table(),
+}
 CALLS = {
     "objective": (ops.objective, {"logits": ROWS}, {"n_selected": 2}),
     "bias_act": (ops.bias_act, {"x": ROWS, "bias": ONES}, {}),
@@ -49,6 +55,7 @@ CALLS = {
         },
         {},
     ),
+    "augmix": (ops.augmix, AUGMIX, {}),
     "views": (ops.views, {"image": IMAGE, "specs": SPECS, "table": normalisation_table()}, {"size": 4}),
 }
 ARGUMENTS = [(op, name) for op, (_, tensors, _) in CALLS.items() for name in tensors]

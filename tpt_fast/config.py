@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # torch is imported when a TuneConfig is made: the command li
 
 PRECISIONS = ("fp32", "fp16", "bf16")
 ENGINES = ("auto", "packed", "module")  # of the text tower
+VIEWS = ("crops", "augmix")
 ACTIVATIONS = ("keep", "recompute")
 
 
@@ -63,6 +64,11 @@ class TuneConfig:
     seed: int = described(
         "Seed of the views (the same for every image, so results do not depend on the order) and of a random context.",
         0,
+    )
+    views: str = described(
+        'The random views: "crops" (and flips), or "augmix", crops mixed with three chains of operations on them, as '
+        "the published code has it for the fine-grained data sets.",
+        "crops",
     )
     method: str | Method | Sequence[str | Method] | Mapping[str, Method] = described(
         "What is done with the views: a name (`tpt-fast methods` shows them), a tpt_fast.methods.Method such as "
@@ -145,6 +151,7 @@ class TuneConfig:
             raise TypeError(f"ctx: expected a tensor or the path of a CoOp checkpoint, got {type(self.ctx).__name__}")
         check_choice("precision", self.precision, PRECISIONS)
         check_integer("seed", self.seed, 0, MAX_SEED)
+        check_choice("views", self.views, VIEWS)
         check_choice("engine", self.engine, ENGINES)
         check_choice("activations", self.activations, ACTIVATIONS)
         check_choice("decoder", self.decoder, DECODERS)
@@ -241,6 +248,7 @@ class TuneOptions(MethodOptions, total=False):
     ctx: Tensor | str | os.PathLike | None
     precision: str
     seed: int
+    views: str
     method: str | Method | Sequence[str | Method] | Mapping[str, Method]
     strict_official: bool
     engine: str

@@ -322,13 +322,15 @@ class Tuner:
     def _cut(self, loaded: _Loaded, boxes: Tensor | None = None) -> Prepared:
         pixels, stages = loaded
         with stages("views"):
+            # None stands for the global generators of torch and NumPy, from which the published code draws.
+            seed = None if self.config.strict_official else self.config.seed
             if boxes is None:
-                # None stands for torch's global generator, from which the published code draws.
-                seed = None if self.config.strict_official else self.config.seed
                 boxes = draw_boxes(pixels.shape[0], pixels.shape[1], self.config.n_views - 1, seed=seed)
             views = make_views(
                 pixels.to(self.device),
+                seed=seed,
                 boxes=boxes,
+                views=self.config.views,
                 dtype=self.clip.image.dtype,
                 patch=self.clip.image.patch,
                 **self.clip.preprocessing._asdict(),

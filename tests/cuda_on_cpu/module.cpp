@@ -3,6 +3,7 @@
 
 #include "../../csrc/adamw_step.h"
 #include "../../csrc/add_layer_norm.h"
+#include "../../csrc/augmix.h"
 #include "../../csrc/bias_act.h"
 #include "../../csrc/objective.h"
 #include "../../csrc/prefix_attention.h"
@@ -43,6 +44,22 @@ void views(const py::kwargs& values) {
   a.integers("sizes", p.height, p.width, p.views, p.size, p.patch, p.max_taps, p.at_once);
   p.vertical_first_when_taller = a.flag("vertical_first");
   a.check(launch_views(p, nullptr));
+}
+
+template <class T>
+void augmix(const py::kwargs& values) {
+  Arguments a(values);
+  AugmixParams<T> p{};
+  p.crops = a.data<uint8_t>("crops");
+  p.steps = a.data<int32_t>("steps");
+  p.parameters = a.data<double>("parameters");
+  p.weights = a.data<float>("weights");
+  p.table = a.data<float>("table");
+  p.images = a.data<uint8_t>("images");
+  p.ends = a.data<uint8_t>("ends");
+  p.out = a.data<T>("out");
+  a.integers("sizes", p.views, p.depth, p.size, p.patch, p.at_once);
+  a.check(launch_augmix(p, nullptr));
 }
 
 template <class T>
@@ -155,6 +172,9 @@ constexpr std::pair<const char*, Function> kFunctions[] = {
     {"views_1", views<uint8_t>},
     {"views_2", views<uint16_t>},
     {"views_4", views<uint32_t>},
+    {"augmix_float32", augmix<float>},
+    {"augmix_float16", augmix<Half>},
+    {"augmix_bfloat16", augmix<BFloat16>},
     {"adamw_step_float32", adamw_step<float>},
     {"adamw_step_float64", adamw_step<double>},
 #define EVERY_TYPE(op)                                                                     \
@@ -175,6 +195,7 @@ PYBIND11_MODULE(cuda_on_cpu_kernels, m) {
   m.def("launches", &cuda_on_cpu::launches);
   m.def("views_max_taps", &views_max_taps);
   m.def("views_at_once", &views_at_once);
+  m.def("augmix_at_once", &augmix_at_once);
   m.def("objective_shared_bytes", [](int64_t views, int64_t classes, int64_t n_selected) {
     ObjectiveParams<float> p{};
     p.views = views, p.classes = classes, p.n_selected = n_selected;

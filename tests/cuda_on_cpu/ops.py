@@ -95,6 +95,31 @@ def views(
     return out
 
 
+def augmix(
+    crops: Tensor,
+    steps: Tensor,
+    parameters: Tensor,
+    weights: Tensor,
+    table: Tensor,
+    out: Tensor,
+    patch: int | None = None,
+) -> None:
+    views, _, size, _ = crops.shape
+    together = build.load().augmix_at_once(size, views)
+    _call(
+        f"augmix_{_name(out.dtype)}",
+        crops=_dense(crops),
+        steps=_dense(steps),
+        parameters=_dense(parameters),
+        weights=_dense(weights),
+        table=_dense(table),
+        images=torch.full((together, 3, 2, 3, size, size), 255, dtype=torch.uint8),
+        ends=torch.full((together, 3, 769), 255, dtype=torch.uint8),
+        out=out,
+        sizes=(views, steps.shape[2], size, patch or size, together),
+    )
+
+
 def add_layer_norm(
     x: Tensor, delta: Tensor | None, delta_bias: Tensor | None, weight: Tensor, bias: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -246,6 +271,7 @@ def adamw_step(
 OPS = (
     objective,
     views,
+    augmix,
     add_layer_norm,
     add_layer_norm_backward,
     bias_act,

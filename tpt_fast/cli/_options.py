@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -88,6 +89,27 @@ class FieldOptions:
         return inspect.Parameter(
             field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=Annotated[kind, option]
         )
+
+
+def own_options(given: Sequence[str], others: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a method from ``NAME=VALUE`` each: a value is a Python literal, or else text.
+
+    Raises:
+        typer.BadParameter: another form, one of ``others``, which has an option of its own, or a name twice.
+    """
+    found: dict[str, Any] = {}
+    for each in given:
+        name, sign, text = each.partition("=")
+        if not sign or not name.isidentifier():
+            raise typer.BadParameter(f"expected NAME=VALUE, got {each!r}", param_hint="--option")
+        if name in others or name in found:
+            why = "is an option of the command itself" if name in others else "was given twice"
+            raise typer.BadParameter(f"{name} {why}", param_hint="--option")
+        try:
+            found[name] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            found[name] = text
+    return found
 
 
 def _panel_of(parameter: inspect.Parameter) -> str | None:

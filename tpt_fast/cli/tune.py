@@ -14,7 +14,7 @@ from ..config import TuneConfig
 from . import _models, _shared
 from ._class_names import class_names
 from ._images import find_images
-from ._options import FieldOptions
+from ._options import FieldOptions, own_options
 
 if TYPE_CHECKING:
     from ..tuner import Tuner
@@ -25,7 +25,7 @@ _FIELDS = FieldOptions(
     TuneConfig,
     _TUNING,
     panels=dict.fromkeys(("precision", "engine", "activations", "decoder", "cuda_graphs"), _MODEL),
-    renamed={"n_views": "views"},
+    renamed={"n_views": "views", "views": "augment"},
     meanings={
         "ctx": "Start from a CoOp checkpoint instead.",
         "method": "What is done with the views; `tpt-fast methods` shows the names. With commas several.",
@@ -65,6 +65,14 @@ def tune(
     device: Annotated[
         str | None,
         typer.Option(metavar="DEVICE", help="Default: cuda if there is a GPU, else cpu.", rich_help_panel=_MODEL),
+    ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="An option of the method's own, such as gamma=0.1 of zero; `tpt-fast methods` shows them. Repeatable.",
+            rich_help_panel=_TUNING,
+        ),
     ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object a line for each image.", rich_help_panel=_OUTPUT)
@@ -111,12 +119,13 @@ def tune(
 
     with _shared.environment():
         with _shared.usage(_FIELDS.option_in):
-            config = TuneConfig(**options)
+            config = TuneConfig.of(**options, **own_options(option or (), options))
         files, unreadable = find_images(images)
         pictures = _pictures(files, plot, plot_dir)
         if plot is not None:
             _shared.check_picture(plot, "--plot")
 
+        import numpy as np
         import torch
 
         from ._run import run
@@ -131,8 +140,9 @@ def tune(
         results_file = None
         if out is not None:
             results_file = _results_file(out, resume, tuner, {"model": model, "top": top, **_weights(pretrained)})
-        if config.strict_official:
-            torch.manual_seed(config.seed)  # the published code draws from the global generator
+        if config.strict_official:  # the published code draws from the global generators
+            torch.manual_seed(config.seed)
+            np.random.seed(config.seed % 2**32)
         summary = run(tuner, files, as_json=as_json, top=top, pictures=pictures, results_file=results_file)
     if summary.failed:
         _shared.remark(f"{summary.failed} of {summary.done} images failed")
@@ -178,6 +188,8 @@ def _results_file(out: Path, resume: bool, tuner: Tuner, made_with: dict[str, An
         message = f"an answer of method {tuner.method.name!r} depends on the images before it, which would be skipped"
         raise typer.BadParameter(message, param_hint="--resume")
     options = {_FIELDS.option(name): value for name, value in vars(tuner.config).items()}
+    if not isinstance(options["--method"], str):  # with options of its own
+        options["--method"] = repr(options["--method"])
     if (ctx := options["--ctx"]) is not None:
         options["--ctx"] = hashlib.sha256(ctx.contiguous().numpy().tobytes()).hexdigest()
     return ResultsFile(out, {"classes": list(tuner.classnames), **made_with, **options}, resume)

@@ -49,6 +49,24 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
+_MIXED_ON = {
+    **dict.fromkeys(("tpt", "official", "tps", "rtpt"), _FINE_GRAINED),
+    **dict.fromkeys(("ctpt", "otpt"), _SHIFTS + _FINE_GRAINED),
+    "tda": _SHIFTS,
+}
+
+
+def published_views(method: str, data_set: str) -> str:
+    """``views`` of :class:`tpt_fast.TuneConfig` as authors of ``method`` have it on ``data_set``: "crops" or "augmix".
+
+    Raises:
+        ValueError: as for :func:`published_settings`.
+    """
+    method_class(method)
+    check_choice("data_set", data_set, tuple(DATA_SETS))
+    return "augmix" if data_set in _MIXED_ON.get(method, ()) else "crops"
+
+
 def published_settings(method: str, data_set: str) -> dict[str, Any]:
     """Options that the authors of ``method`` use on ``data_set``: ``Tda(**published_settings("tda", "cars"))``.
 

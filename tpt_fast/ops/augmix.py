@@ -35,9 +35,9 @@ def augmix(
 ) -> Tensor:
     """AugMix's mixtures of crops, equal to the bit to Pillow's operations on them and float32 arithmetic after them.
 
-    Each crop goes through three chains of steps, each from the crop itself. Then, all in float32 with every product
-    and sum rounded by itself, mix = w_1 n(chain 1) + w_2 n(chain 2) + w_3 n(chain 3) and view = m n(crop) + (1 - m) mix,
-    where n is the normalisation of ``table``. A view with m = 1 is n(crop), whatever its chains.
+    Each crop goes through three chains of steps, each from the crop itself. Then, in float32 with every product and
+    sum rounded by itself, mix = w_1 n(chain 1) + w_2 n(chain 2) + w_3 n(chain 3) and view = m n(crop) + (1 - m) mix;
+    n is the normalisation of ``table``.
 
     Args:
         crops: uint8 [N, 3, S, S], as :func:`tpt_fast.ops.views` makes them of a table of bytes.

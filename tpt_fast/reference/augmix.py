@@ -1,4 +1,4 @@
-"""AugMix in plain PyTorch: Pillow's tables and its bilinear affine transform, to the bit, on any device with float64."""
+"""AugMix in plain PyTorch: Pillow's tables and bilinear affine transform, to the bit, on any device with float64."""
 
 from __future__ import annotations
 
@@ -101,9 +101,6 @@ def augmix(
     mixed = table.new_empty(crops.shape)
     for view, crop in enumerate(crops):
         own, *others = weights[view]
-        if own == 1:
-            mixed[view] = normalised(crop)
-            continue
         mixture = torch.zeros_like(mixed[view])
         for weight, kinds, given in zip(others, rows[view], values[view], strict=True):
             image = crop.double()

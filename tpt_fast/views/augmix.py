@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -49,9 +49,8 @@ def draw_augmix(n: int, *, seed: int | None = 0) -> AugMix:
         TypeError: an argument of another type.
     """
     check_integer("n", n, 0)
-    if seed is None:
-        source = np.random
-    else:
+    source: Any = np.random
+    if seed is not None:
         check_integer("seed", seed, 0, MAX_SEED)
         seed = int(seed)
         source = np.random.RandomState(seed if seed < 1 << 32 else [seed & 0xFFFFFFFF, seed >> 32])
@@ -111,7 +110,9 @@ def _checked(draws: AugMix) -> AugMix:
             raise ValueError(f"augmix.{name}: expected {kind} {list(shape)}, got {array.dtype} {list(array.shape)}")
     names = np.array([*OPERATIONS, ""])  # the last one, at -1, has neither
     if ((operation < -1) | (operation >= len(OPERATIONS))).any():
-        raise ValueError(f"augmix.operation: expected -1 to {len(OPERATIONS) - 1}, got {operation.min()} to {operation.max()}")
+        raise ValueError(
+            f"augmix.operation: expected -1 to {len(OPERATIONS) - 1}, got {operation.min()} to {operation.max()}"
+        )
     chosen = names[operation]
     with_level, signed = ~np.isin(chosen, (*_WITHOUT_LEVEL, "")), np.isin(chosen, _SIGNED)
     for name, values, needed, low, high in (
@@ -154,7 +155,9 @@ def _rotation(degrees: float, size: int) -> tuple[int, tuple[float, ...]]:
     if angle == 0:
         return NOTHING, ()
     radians, middle = -math.radians(angle), size / 2
-    cosine, sine, minus_sine = (round(value, 15) for value in (math.cos(radians), math.sin(radians), -math.sin(radians)))
+    cosine, sine, minus_sine = (
+        round(value, 15) for value in (math.cos(radians), math.sin(radians), -math.sin(radians))
+    )
     right = cosine * -middle + sine * -middle + 0.0 + middle
     down = minus_sine * -middle + cosine * -middle + 0.0 + middle
     return AFFINE, (cosine, sine, right, minus_sine, cosine, down)

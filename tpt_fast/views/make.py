@@ -9,15 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import ops
 from .._checks import MAX_SEED, check_choice, check_integer, check_numbers
 from .._modes import ON_THE_CPU
-from ..ops.views import views
+from ..config import VIEWS
+from .augmix import AugMix, augmix_steps, draw_augmix
 from .crops import check_generator, draw_boxes, draw_specs, view_specs
 from .decode import load_image
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-
 
 PASS_ORDERS = ("pillow-12", "pillow-13")
 
@@ -60,6 +61,12 @@ def normalisation_table(
     return table
 
 
+@lru_cache(maxsize=64)
+def _bytes(device: torch.device) -> Tensor:
+    """[3, 256]: each byte as it is."""
+    return torch.arange(256, device="cpu", dtype=torch.uint8).expand(3, 256).to(device)
+
+
 def make_views(
     image: Any,
     n_views: int = 64,
@@ -76,8 +83,10 @@ def make_views(
     patch: int | None = None,
     resize_mode: str = "shortest",
     interpolation: str = "bicubic",
+    views: str | AugMix = "crops",
 ) -> Tensor:
-    """The views of test-time prompt tuning: view 0 the plain preprocessed image, the others random crops and flips.
+    """The views of test-time prompt tuning: view 0 the plain preprocessed image, the others random crops and flips,
+    mixed by AugMix if asked for.
 
     The pixels equal torchvision's on PIL images to the bit (``Resize(bicubic)`` and ``CenterCrop`` for view 0,
     ``RandomResizedCrop`` and ``RandomHorizontalFlip`` for the others, ``ToTensor``, ``Normalize``), and so do the drawn
@@ -98,8 +107,10 @@ def make_views(
         device: where the views are made; the image's own device by default, which is the CPU unless it is a tensor.
         order: "pillow-12" or "pillow-13", see :func:`pass_order`; None follows the installed Pillow.
         patch: P, a divisor of S, to have the views cut into the patches of a vision transformer.
-
         resize_mode, interpolation: of view 0, see :func:`tpt_fast.views.view_specs`; CLIP's by default.
+        views: "crops", or "augmix": each crop is mixed with three chains of operations on it, after normalisation
+            (:func:`tpt_fast.ops.augmix`), as the published code does for the fine-grained sets. These draw from NumPy,
+            by the same ``seed``: :func:`tpt_fast.views.draw_augmix`, whose draws for N - 1 views may be given instead.
 
     Returns:
         [N, 3, S, S] in ``dtype``; with ``patch`` [N, (S / P)^2, 3 P^2], see :func:`tpt_fast.ops.views`.
@@ -121,6 +132,10 @@ def make_views(
         if size % patch:
             raise ValueError(f"patch: expected a divisor of the size {size}, got {patch}")
     check_generator(generator)
+    if not isinstance(views, AugMix):
+        check_choice("views", views, VIEWS)
+        if views == "augmix" and generator is not None:
+            raise ValueError("generator: expected None with views='augmix', which draws from NumPy by the seed")
     mean, std = check_numbers("mean", mean, 3), check_numbers("std", std, 3)
     plain: dict[str, Any] = {"resize_mode": resize_mode, "interpolation": interpolation}
     if order is None:
@@ -138,5 +153,14 @@ def make_views(
             boxes = draw_boxes(height, width, n_views - 1, seed=seed, generator=generator)
         specs = view_specs(height, width, torch.as_tensor(boxes, device="cpu"), size, **plain)
         specs = specs.to(pixels.device, non_blocking=True)
-    table = normalisation_table(mean, std, dtype, pixels.device)
-    return views(pixels, specs, table, size, order == "pillow-13", patch)
+    vertical_first = order == "pillow-13"
+    if views == "crops":
+        table = normalisation_table(mean, std, dtype, pixels.device)
+        return ops.views(pixels, specs, table, size, vertical_first, patch)
+    crops = ops.views(pixels, specs, _bytes(pixels.device), size, vertical_first)
+    draws = views if isinstance(views, AugMix) else draw_augmix(len(specs) - 1, seed=seed)
+    if len(draws.weights) != len(specs) - 1:
+        raise ValueError(f"views: expected draws of AugMix for {len(specs) - 1} views, got {len(draws.weights)}")
+    steps, parameters, weights = (each.to(pixels.device, non_blocking=True) for each in augmix_steps(draws, size))
+    table = normalisation_table(mean, std, device=pixels.device)
+    return ops.augmix(crops, steps, parameters, weights, table, dtype, patch)
