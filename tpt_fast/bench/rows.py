@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from .._files import atomic_write, locked
-from .._machine import cpu_name
+from .._machine import cpu_flags, cpu_name
 
 Row = dict[str, Any]
 
@@ -33,8 +33,9 @@ def machine(device: str | None = None) -> Row:
 
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     gpu = torch.cuda.get_device_name(place) if place.type == "cuda" else None
+    wide = " with AVX-512" if "avx512f" in cpu_flags() else ""  # names such as "AMD EPYC" do not tell
     return {
-        "cpu": f"{cpu_name()}, {len(os.sched_getaffinity(0))} cores",
+        "cpu": f"{cpu_name()}{wide}, {len(os.sched_getaffinity(0))} cores",
         "threads": torch.get_num_threads(),
         "gpu": gpu,
         "torch": torch.__version__,
