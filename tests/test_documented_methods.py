@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 import tpt_fast
 from tpt_fast import demo
@@ -24,6 +25,16 @@ def given(monkeypatch, tmp_path):
     (tmp_path / "photo.jpg").write_bytes((demo.PHOTO_FOLDER / "cat.jpg").read_bytes())
     monkeypatch.chdir(tmp_path)
     return {"model": loaded.model, "names": list(loaded.classnames), "tpt_fast": tpt_fast}
+
+
+def test_methods_side_by_side(given, capsys):
+    several, augmix = blocks("methods.md")
+    exec(several, given)
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["tpt", "zero", "mta"]
+    crops = given["result"]
+    exec(augmix, given)
+    assert torch.equal(given["result"].zero_shot_logits, crops.zero_shot_logits)
+    assert not torch.equal(given["result"].entropies[1:], crops.entropies[1:])
 
 
 def test_own_method(given, capsys):

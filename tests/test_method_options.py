@@ -8,7 +8,7 @@ from method_cases import NAMES, close, make, small_clip, view_features
 from tpt_fast import TuneConfig, tune
 from tpt_fast.demo import PHOTO_FOLDER
 from tpt_fast.methods import METHODS, Answer, Ctpt, Method, Zero, method_class, method_options
-from tpt_fast.methods.published_settings import DATA_SETS, SETTINGS, published_settings
+from tpt_fast.methods.published_settings import DATA_SETS, SETTINGS, published_settings, published_views
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +113,16 @@ def test_every_option_is_described_and_typed():
         of = method_class(name)
         assert of.name == name
         assert all((of.paper, of.tunes, of.__doc__))
+
+
+def test_published_views():
+    assert [published_views("tpt", name) for name in ("imagenet", "imagenet_a", "dtd")] == ["crops", "crops", "augmix"]
+    assert [published_views("tda", name) for name in ("imagenet", "imagenet_a", "dtd")] == ["crops", "augmix", "crops"]
+    assert {published_views("zero", name) for name in DATA_SETS} == {"crops"}
+    for name in DATA_SETS:
+        TuneConfig(views=published_views("ctpt", name))
+    with pytest.raises(ValueError, match="data_set: expected one of imagenet, "):
+        published_views("ctpt", "imagenetv2")
 
 
 def test_published_settings():
