@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -84,11 +86,45 @@ class ImageEncoder:
         Raises:
             ValueError: views of another shape.
         """
+        return self._in_groups(self._tower.encode, views)
+
+    @torch.no_grad()
+    def encode_patches(self, views: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Features of length 1 of each patch, instead of the class token.
+
+        Args:
+            views: as for :meth:`encode`.
+            bias: [(S / P)^2, (S / P)^2], added to the scores of the last block's attention, whose queries are its keys
+                then, and whose output alone is read (see :func:`tpt_fast.score_map`); None: the tower as it is.
+
+        Returns:
+            [N, (S / P)^2, D], row by row of the view.
+
+        Raises:
+            ValueError: views of another shape, or as for :meth:`patch_grid`.
+        """
+        self.patch_grid()
+        return self._in_groups(lambda group: self._tower.encode_patches(group, bias), views)
+
+    def patch_grid(self) -> int:
+        """Patches along a side of a view.
+
+        Raises:
+            ValueError: a tower other than our own vision transformer, or one whose patches do not fill its images.
+        """
+        if self.patch is not None:
+            return self.size // self.patch
+        why = self.why_module or "its patches do not fill its images"
+        if isinstance(self._tower, ResNetTower):
+            why = "it is a ResNet, which has none"
+        raise ValueError(f"model: expected a vision transformer whose patch tokens can be read; {why}")
+
+    def _in_groups(self, encode: Callable[[Tensor], Tensor], views: Tensor) -> Tensor:
         if views.shape[1:] not in self._shapes():
             expected = " or ".join(f"[N, {', '.join(map(str, shape))}]" for shape in self._shapes())
             raise ValueError(f"views: expected {expected}, got {list(views.shape)}")
         groups = max(1, -(-len(views) // self._tower.at_once(views.device)))
-        features = torch.cat([self._tower.encode(group.to(self.dtype)) for group in views.tensor_split(groups)])
+        features = torch.cat([encode(group.to(self.dtype)) for group in views.tensor_split(groups)])
         return nn.functional.normalize(features.to(accumulation_dtype(self.dtype)), dim=-1)
 
     def whole(self, views: Tensor) -> Tensor:

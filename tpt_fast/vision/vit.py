@@ -7,6 +7,7 @@ goes through projection and MLP.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from ..models.matrix import Matrix
 from ..models.open_clip import read_blocks, read_norm
-from ..models.weights import Foreign, Norm, Unsupported
+from ..models.weights import Block, Foreign, Norm, Unsupported
 from ..ops._types import accumulation_dtype
 from ..ops.add_layer_norm import add_layer_norm
 from ..reference.views import patches
@@ -69,26 +70,47 @@ class VitTower:
 
     def encode(self, views: Tensor) -> Tensor:
         """[N, 3, S, S], or [N, patches, 3 * height * width], in the storage type -> [N, D], not normalised."""
+        residual, normed = self._before_last(views)
+        last = self._blocks[-1]
+        (q,) = _split(self._last_q.project(normed[:, :1]), 1, last.heads)
+        k, v = _split(self._last_kv.project(normed), 2, last.heads)
+        normed = _finish(last, residual[:, :1], scaled_dot_product_attention(q, k, v), self._norm_post)[1]
+        return self._project(normed[:, 0])
+
+    def encode_patches(self, views: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Features of the patches, [N, P, D], not normalised, of views as for :meth:`encode`.
+
+        Args:
+            bias: [P, P], added to the products of the last block's keys with keys, which take the place of queries with
+                keys; of that block, only the attention's output is read then. None leaves the block as it is.
+        """
+        residual, normed = self._before_last(views)
+        last = self._blocks[-1]
+        if bias is None:
+            q, k, v = _split(last.qkv.project(normed), 3, last.heads)
+            attended = scaled_dot_product_attention(q, k, v)[:, :, 1:]
+            residual = residual[:, 1:].contiguous()
+            return self._project(_finish(last, residual, attended, self._norm_post)[1])
+        k, v = _split(self._last_kv.project(normed), 2, last.heads)
+        to_class = bias.new_zeros(len(bias), 1)  # the class token is a key like others, at no place
+        mask = torch.cat([to_class, bias], 1).to(k)
+        attended = scaled_dot_product_attention(k[:, :, 1:], k, v, attn_mask=mask)
+        branch = last.out.matrix.project(_joined(attended))
+        return self._project(_normalise(torch.zeros_like(branch), branch, last.out.bias, self._norm_post)[1])
+
+    def _before_last(self, views: Tensor) -> tuple[Tensor, Tensor]:
+        """[N, 1 + P, W] what flows into the last block, and its LayerNorm."""
         residual = self._tokens(views)
         if self._norm_pre is not None:
             residual = _normalise(residual, None, None, self._norm_pre)[1]
-        n, _, width = residual.shape
         normed = _normalise(residual, None, None, self._blocks[0].norm1)[1]
-        for i, block in enumerate(self._blocks):
-            heads = block.heads, width // block.heads
-            if block is self._blocks[-1]:
-                following, residual = self._norm_post, residual[:, :1]
-                q = self._last_q.project(normed[:, :1]).view(n, 1, *heads).transpose(1, 2)
-                k, v = _split(self._last_kv.project(normed), 2, *heads)
-            else:
-                following = self._blocks[i + 1].norm1
-                q, k, v = _split(block.qkv.project(normed), 3, *heads)
-            attended = scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(residual.shape)
-            residual, normed = _normalise(residual, block.out.matrix.project(attended), block.out.bias, block.norm2)
-            hidden = block.fc.matrix.activate(normed, block.fc.bias, block.activation)
-            residual, normed = _normalise(residual, block.proj.matrix.project(hidden), block.proj.bias, following)
-        pooled = normed[:, 0]
-        return pooled if self._projection is None else pooled @ self._projection
+        for block, following in pairwise(self._blocks):
+            q, k, v = _split(block.qkv.project(normed), 3, block.heads)
+            residual, normed = _finish(block, residual, scaled_dot_product_attention(q, k, v), following.norm1)
+        return residual, normed
+
+    def _project(self, rows: Tensor) -> Tensor:
+        return rows if self._projection is None else rows @ self._projection
 
     def _tokens(self, views: Tensor) -> Tensor:
         """[N, 1 + patches, W]: the class token and the patches, at their positions."""
@@ -122,9 +144,23 @@ def _unsupported(visual: Foreign) -> str | None:
     return None
 
 
-def _split(rows: Tensor, parts: int, heads: int, width: int) -> tuple[Tensor, ...]:
-    """[N, L, parts * heads * width] -> parts views [N, heads, L, width], where they lie."""
-    return rows.view(*rows.shape[:2], parts, heads, width).permute(2, 0, 3, 1, 4).unbind()
+def _split(rows: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
+    """[N, L, parts * W] -> parts views [N, heads, L, W / heads], where they lie."""
+    n, length, width = rows.shape
+    return rows.view(n, length, parts, heads, width // (parts * heads)).permute(2, 0, 3, 1, 4).unbind()
+
+
+def _joined(heads: Tensor) -> Tensor:
+    """[N, heads, L, W / heads] -> [N, L, W]."""
+    return heads.transpose(1, 2).flatten(2)
+
+
+def _finish(block: Block, residual: Tensor, attended: Tensor, following: Norm) -> tuple[Tensor, Tensor]:
+    """Of a block, what comes behind its attention: what flows out of it, and the LayerNorm that follows."""
+    branch = block.out.matrix.project(_joined(attended))
+    residual, normed = _normalise(residual, branch, block.out.bias, block.norm2)
+    hidden = block.fc.matrix.activate(normed, block.fc.bias, block.activation)
+    return _normalise(residual, block.proj.matrix.project(hidden), block.proj.bias, following)
 
 
 def _normalise(rows: Tensor, branch: Tensor | None, branch_bias: Tensor | None, norm: Norm) -> tuple[Tensor, Tensor]:
