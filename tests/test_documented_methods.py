@@ -1,8 +1,9 @@
-"""The code of docs/how-to on methods and objectives runs as it stands there."""
+"""The code of docs/how-to on methods, objectives and maps runs as it stands there."""
 
 import re
 from pathlib import Path
 
+import models
 import pytest
 import torch
 
@@ -57,4 +58,16 @@ def test_own_objective(given):
         for name in ("gentler", "spread")
     )
     assert not plain.grad.equal(spread.grad)
+    tpt_fast.tune.cache_clear()
+
+
+def test_maps(given):
+    """By a small transformer: the demo model is a ResNet, which the page says is refused."""
+    given |= {"model": models.clip(std=0.2), "S": 32, "paths": ["photo.jpg"] * 2}
+    for code in blocks("maps.md"):
+        exec(code, given)
+    assert Path("map.png").exists()
+    assert given["fine"].shape == given["tuned"].shape == given["scores"].shape == (3, 300, 451)
+    assert torch.equal(*given["maps"])
+    assert not given["tuned"].equal(given["scores"])
     tpt_fast.tune.cache_clear()

@@ -26,5 +26,11 @@ def many_images(model: nn.Module, paths: list[Path]) -> list[str]:
     return found
 
 
+def a_map(model: nn.Module, path: Path) -> Tensor:
+    scores = tpt_fast.score_map(model, path, ["cat", "dog"], tokens="raw")
+    tpt_fast.plot_map(scores, path, ["cat", "dog"], "map.png")
+    return scores
+
+
 def an_op() -> Tensor:
     return tpt_fast.ops.objective(torch.randn(4, 5), 2).loss

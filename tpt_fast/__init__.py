@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .cache import tune as tune
     from .config import TuneConfig as TuneConfig
+    from .dense import score_map as score_map
     from .extension.load import BackendWarning as BackendWarning
     from .extension.toolkit import BuildError as BuildError
+    from .plot import plot_map as plot_map
     from .result import Prediction as Prediction
     from .result import TuneResult as TuneResult
     from .text import TextEncoder as TextEncoder
@@ -36,6 +38,8 @@ _MODULES = {
     "draw_boxes": "views.crops",
     "load_image": "views.decode",
     "make_views": "views.make",
+    "plot_map": "plot",
+    "score_map": "dense",
     "tune": "cache",
 }
 _PACKAGES = ("demo", "ops")

@@ -44,7 +44,7 @@ def score_map(
 
     ``tokens="neighbourhood"`` is NACLIP (Hajimiri, Ben Ayed and Dolz, WACV 2025, https://arxiv.org/abs/2404.08181): the
     last block is its attention alone, without residual and MLP, with keys in the place of queries and a Gaussian of
-    the distance that is added to the scores. For a patch at (i, j), each head of width d has
+    the distance that is added to the scores. For a patch at (i, j), each head of width d has ::
 
         A_ij = softmax(k_ij . k_mn / sqrt(d) + exp(-|(m, n) - (i, j)|^2 / (2 std^2))) v
 
@@ -98,8 +98,15 @@ def scores(
     size: int | None = None,
     stride: int | None = None,
 ) -> Tensor:
-    """:func:`score_map` of classes that are encoded already, [C, D] of length 1, for many images or other prompts:
-    ``tuner.classes.prototypes(templates)`` are the means over templates."""
+    """:func:`score_map` of classes that are encoded already, for many images or for other prompts.
+
+    Args:
+        features: [C, D] of length 1: ``tuner.classes.prototypes(templates)`` are means over templates, as NACLIP takes.
+        others: see :func:`score_map`.
+    """
+    if not isinstance(features, Tensor) or features.dim() != 2 or not features.is_floating_point():
+        came = f"{features.dtype} {list(features.shape)}" if isinstance(features, Tensor) else type(features).__name__
+        raise TypeError(f"features: expected floating point [C, D], got {came}")
     grid, side, patch = clip.image.patch_grid(), clip.image.size, clip.image.patch
     check_choice("tokens", tokens, TOKENS)
     check_number("std", std, "a number above 0", lambda value: value > 0)
@@ -113,34 +120,37 @@ def scores(
     high, wide = size * height // short, size * width // short
     _check_memory(len(features), (height, width), (high, wide), clip.device)
     filter = INTERPOLATIONS[clip.preprocessing.interpolation]
-    places = [(y, x) for y in _places(high, side, stride) for x in _places(wide, side, stride)]
-    specs = torch.tensor([(0, 0, height, width, high, wide, y, x, 0, filter) for y, x in places], dtype=torch.int32)
+    corners = [(y, x) for y in places(high, side, stride) for x in places(wide, side, stride)]
+    rows = [(0, 0, height, width, high, wide, y, x, 0, filter) for y, x in corners]
+    specs = torch.tensor(rows, device="cpu", dtype=torch.int32)
     table = normalisation_table(clip.preprocessing.mean, clip.preprocessing.std, clip.image.dtype, clip.device)
-    bias = _gaussian(grid, std, clip.device) if tokens == "neighbourhood" else None
+    bias = gaussian(grid, std, clip.device) if tokens == "neighbourhood" else None
 
-    total = torch.zeros(len(features), high, wide, device=clip.device)
-    count = torch.zeros(high, wide, device=clip.device)
-    for first in range(0, len(places), WINDOWS_AT_ONCE):
+    total = torch.zeros(len(features), high, wide, device=clip.device, dtype=torch.float32)
+    count = torch.zeros(high, wide, device=clip.device, dtype=torch.float32)
+    for first in range(0, len(corners), WINDOWS_AT_ONCE):
         some = slice(first, first + WINDOWS_AT_ONCE)
         windows = make(pixels, specs[some].to(clip.device), table, side, pass_order() == "pillow-13", patch)
         patches = clip.image.encode_patches(windows, bias)
+        if features.shape[-1] != patches.shape[-1]:
+            raise ValueError(f"features: expected width {patches.shape[-1]}, of the image's, got {features.shape[-1]}")
         found = (patches @ features.to(patches).mT).mT.unflatten(-1, (grid, grid))
-        for (y, x), one in zip(places[some], found):
+        for (y, x), one in zip(corners[some], found):
             total[:, y : y + side, x : x + side] += _resized(one, side, side)
             count[y : y + side, x : x + side] += 1
     return _resized(total / count, height, width).cpu()
 
 
-def _places(length: int, side: int, stride: int) -> list[int]:
+def places(length: int, side: int, stride: int) -> list[int]:
     """Where windows begin: every ``stride`` pixels, the last one where it ends with the image."""
     return [min(place, length - side) for place in range(0, length - side + stride, stride)]
 
 
-def _gaussian(grid: int, std: float, device: torch.device) -> Tensor:
-    """[grid^2, grid^2] of each patch to each, by their distance on the grid; 1 at distance 0."""
-    at = torch.arange(grid, device=device, dtype=torch.float32)
+def gaussian(grid: int, std: float, device: torch.device | str = "cpu") -> Tensor:
+    """[grid^2, grid^2] float64 of each patch to each, by their distance on the grid; 1 at distance 0."""
+    at = torch.arange(grid, device="cpu", dtype=torch.float64)
     along = (-(at[:, None] - at).square() / (2 * std**2)).exp()
-    return torch.kron(along, along)
+    return torch.kron(along, along).to(device)
 
 
 def _resized(maps: Tensor, height: int, width: int) -> Tensor:
@@ -151,8 +161,8 @@ def _check_memory(classes: int, image: tuple[int, int], resized: tuple[int, int]
     """Several maps of the resized size are held at once; the result, where it is made and on the CPU."""
     needed = 4 * classes * (3 * resized[0] * resized[1] + 2 * image[0] * image[1])
     if needed > (free := free_bytes(device)):
+        of = f"{classes} classes at {image[0]} x {image[1]} pixels (height x width)"
         raise ValueError(
-            f"image: a map of {classes} classes at {image[0]} x {image[1]} pixels (height x width), made at {resized[0]} "
-            f"x {resized[1]}, takes {needed / 1e9:.3g} GB, and {free / 1e9:.3g} are free; expected a smaller image, or "
-            "fewer classes"
+            f"image: expected one whose map fits in memory; of {of}, made at {resized[0]} x {resized[1]}, it takes "
+            f"{needed / 1e9:.3g} GB, and {free / 1e9:.3g} are free"
         )

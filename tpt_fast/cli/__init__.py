@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from . import _shared, bench, bench_demo, demo, doctor, methods, tune
+from .map import map_image
 
 
 class _Commands(TyperGroup):
@@ -34,6 +35,7 @@ app = typer.Typer(
 )
 for command in (tune.tune, methods.methods, demo.demo, doctor.doctor, bench.bench, bench_demo.bench_demo):
     app.command()(command)
+app.command("map")(map_image)
 
 
 def _version(wanted: bool) -> None:

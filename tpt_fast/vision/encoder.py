@@ -104,7 +104,9 @@ class ImageEncoder:
             ValueError: views of another shape, or as for :meth:`patch_grid`.
         """
         self.patch_grid()
-        return self._in_groups(lambda group: self._tower.encode_patches(group, bias), views)
+        tower = self._tower
+        assert isinstance(tower, VitTower)
+        return self._in_groups(lambda group: tower.encode_patches(group, bias), views)
 
     def patch_grid(self) -> int:
         """Patches along a side of a view.
