@@ -13,6 +13,7 @@ from tpt_fast import TuneConfig, Tuner
 from tpt_fast._stages import Stages
 from tpt_fast.graphs.capturable import ObstacleFinder
 from tpt_fast.graphs.replay import Captured, Graphs
+from tpt_fast.models import read
 from tpt_fast.models.weights import Unsupported
 from tpt_fast.ops import prefix_attention
 from tpt_fast.text import packed
@@ -115,11 +116,12 @@ def test_heads_that_the_kernels_do_not_take_are_refused_before_they_are_launched
         with pytest.raises(ValueError, match="heads: expected heads of at most 128 on CUDA, got 2 of 129"):
             prefix_attention(q, kv, offsets, 2, 2)
     model = models.clip(embed=64, vision=TOWERS["vit"])
-    weights = packed.read_text_tower(model, torch.float32)
+    family = read(model)
+    weights = family.text_weights(torch.float32)
     with mode:
         on_device = replace(weights, table=torch.empty(weights.table.shape, device=DEVICE))
-    monkeypatch.setattr(packed, "read_text_tower", lambda model, dtype: on_device)
-    packed.PackedTower(model, torch.float32)
+    monkeypatch.setattr(family, "text_weights", lambda dtype: on_device)
+    packed.PackedTower(family, torch.float32)
     monkeypatch.setattr(packed, "MAX_CUDA_HEAD", 31)
     with pytest.raises(Unsupported, match="heads of 32 are wider than the 31 of the CUDA kernels"):
-        packed.PackedTower(model, torch.float32)
+        packed.PackedTower(family, torch.float32)

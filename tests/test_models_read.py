@@ -7,12 +7,11 @@ import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torch import nn
-from transformers import CLIPConfig, CLIPModel
 
 import tpt_fast
 from tpt_fast import TextEncoder, TuneConfig, Tuner
 from tpt_fast.demo import PHOTO_FOLDER
-from tpt_fast.models.preprocessing import preprocessing
+from tpt_fast.models import read
 
 NAMES = ["cat", "dog", "sports car"]
 PHOTO = PHOTO_FOLDER / "rocket.jpg"
@@ -122,7 +121,7 @@ def test_models_in_openais_layout_run_by_their_own_code(size, dtype):
         text = nn.functional.normalize(model.encode_text(ids), dim=-1)
         result = Tuner(model.to(dtype), NAMES, FEW)(PHOTO, keep_views=True)
         assert result.views.shape[-1] == size
-        assert preprocessing(model).size == size
+        assert read(model).preprocessing.size == size
         image = nn.functional.normalize(model.float().encode_image(result.views[:1]), dim=-1)
     want = (model.logit_scale.exp() * image @ text.T)[0]
     # Half the weights' rounding, times the scale, where they came in 16 bits.
@@ -130,10 +129,3 @@ def test_models_in_openais_layout_run_by_their_own_code(size, dtype):
     assert (result.zero_shot_logits - want).abs().max() < bound
     assert (result.engines["text"], result.engines["image"]) == ("module", "module")
     assert "OpenAiLike has an encode_image of its own" in result.engines["why image"]
-
-
-def test_transformers_models_are_refused_by_what_to_load():
-    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = CLIPConfig(text_config=small, vision_config=small | {"image_size": 32, "patch_size": 16})
-    with pytest.raises(TypeError, match=r"got transformers' CLIPModel; load the same weights by open_clip, .*openai"):
-        Tuner(CLIPModel(config), NAMES)

@@ -12,7 +12,8 @@ from tpt_fast import TuneConfig, Tuner, make_views
 from tpt_fast.demo import CLASSNAMES as ALL_CLASSNAMES
 from tpt_fast.demo import PHOTO_FOLDER, load
 from tpt_fast.methods.published import pil_views, tpt
-from tpt_fast.models.preprocessing import Preprocessing, preprocessing
+from tpt_fast.models import read
+from tpt_fast.models.preprocessing import Preprocessing
 
 pytestmark = pytest.mark.numerics
 
@@ -48,7 +49,7 @@ def published(demo):
     @cache
     def answer(name: str, steps: int):
         torch.manual_seed(1)
-        views = pil_views(photo(name), 32, preprocessing(demo.model)).double()
+        views = pil_views(photo(name), 32, read(demo.model).preprocessing).double()
         return tpt(model, views, CLASSNAMES, demo.tokenizer, rho=0.2, steps=steps)
 
     return answer
@@ -58,7 +59,7 @@ def published(demo):
 def allowed(demo):
     """What rounding does to the answer for one of the photographs."""
     torch.manual_seed(1)
-    views = pil_views(photo(PHOTOS[0]), 32, preprocessing(demo.model))
+    views = pil_views(photo(PHOTOS[0]), 32, read(demo.model).preprocessing)
     return cache(
         lambda steps: bounds.answers(demo.model, views, CLASSNAMES, tokenizer=demo.tokenizer, rho=0.2, steps=steps)
     )

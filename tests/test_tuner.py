@@ -406,7 +406,7 @@ def test_a_step_that_is_rounding_says_so(model):
 
 
 def test_messages(model, image):
-    with pytest.raises(TypeError, match="model: expected an open_clip CLIP or CustomTextCLIP, got str"):
+    with pytest.raises(TypeError, match="model: expected a CLIP of open_clip or transformers, got str"):
         tune("ViT-B-16", image, NAMES)
     with pytest.raises(TypeError, match="model: expected an open_clip model with an image tower, got Linear"):
         Tuner(torch.nn.Linear(2, 2), NAMES)

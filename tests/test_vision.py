@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from tpt_fast.demo import PHOTO_FOLDER
-from tpt_fast.models.preprocessing import preprocessing
+from tpt_fast.models import read
 from tpt_fast.text import TextEncoder
 from tpt_fast.views.make import CLIP_MEAN, CLIP_STD, make_views
 from tpt_fast.vision import ImageEncoder
@@ -99,7 +99,7 @@ ALL = {**MODELS, **RESNETS, **OTHERS}
 
 
 def views_for(model, n=3, dtype=torch.float32):
-    return torch.randn(n, 3, *[preprocessing(model).size] * 2).to(dtype)
+    return torch.randn(n, 3, *[read(model).preprocessing.size] * 2).to(dtype)
 
 
 @torch.no_grad()
@@ -338,10 +338,10 @@ def test_views_of_another_shape():
 
 def test_preprocessing():
     model = small()
-    assert preprocessing(model) == (32, CLIP_MEAN, CLIP_STD, "shortest", "bicubic")
+    assert read(model).preprocessing == (32, CLIP_MEAN, CLIP_STD, "shortest", "bicubic", "round")
     model.visual.image_mean, model.visual.image_std = [0.5, 0.5, 0.5], [0.25, 0.25, 0.25]
-    assert preprocessing(model)[:3] == (32, (0.5,) * 3, (0.25,) * 3)
-    assert preprocessing(small(vision=RESNET)).size == 64
+    assert read(model).preprocessing[:3] == (32, (0.5,) * 3, (0.25,) * 3)
+    assert read(small(vision=RESNET)).preprocessing.size == 64
 
 
 def test_a_resnet_with_another_pooling_runs_by_its_own_code():
@@ -349,7 +349,7 @@ def test_a_resnet_with_another_pooling_runs_by_its_own_code():
     model.visual.attnpool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
     encoder = ImageEncoder(model, torch.float32)
     assert encoder.engine == "module"
-    assert encoder.why_module == "the image tower has a Sequential, not open_clip's AttentionPool2d"
+    assert encoder.why_module == "the image tower has a Sequential, not CLIP's AttentionPool2d"
     views = views_for(model)
     assert distance(encoder.encode(views), theirs(model, views)) < 2 * allowed(model)
 

@@ -14,8 +14,8 @@ from typing_extensions import Unpack
 
 from .config import TuneConfig, TuneOptions
 from .methods.objective import ObjectiveFunction
+from .models import read
 from .models.module import unwrapped
-from .models.preprocessing import preprocessing
 from .result import TuneResult
 from .text.prompts import check_classnames
 from .tuner import Tuner
@@ -76,7 +76,7 @@ def tune(
         OSError: an image file that cannot be read.
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(f"model: expected an open_clip CLIP or CustomTextCLIP, got {type(model).__name__}")
+        raise TypeError(f"model: expected a CLIP of open_clip or transformers, got {type(model).__name__}")
     model, names, config = unwrapped(model), check_classnames(classnames), TuneConfig.of(**options)
     return _kept_tuner(model, names, config, tokenizer, objective)(image, keep_views=keep_views)
 
@@ -90,17 +90,17 @@ def _kept_tuner(
 ) -> Tuner:
     """A Tuner from the cache; threads that ask for one that is being made wait for it."""
     weights = tuple((w.data_ptr(), w.dtype, _version(w)) for w in (*model.parameters(), *model.buffers()))
-    now = (weights, tuple(map(type, model.modules())), preprocessing(model))
-    read = (id(model), config.precision, config.engine, config.autocasts, _hashable(tokenizer), now)
+    now = (weights, tuple(map(type, model.modules())), read(model, tokenizer).preprocessing)
+    how = (id(model), config.precision, config.engine, config.autocasts, _hashable(tokenizer), now)
     chosen = {**vars(config), "ctx": _identity(config.ctx), "objective": objective}
-    key = (read, names, *map(_hashable, chosen.values()))
+    key = (how, names, *map(_hashable, chosen.values()))
     with _tuners_lock:
         kept = _tuners.get(key)
         made: Future[Tuner] = kept or Future()
         if kept is None:
             for old in [old for old in _tuners if old[0][0] == id(model) and old[0][-1] != now]:
                 del _tuners[old]
-            clips = [each.result().clip for other, each in _tuners.items() if other[0] == read and _succeeded(each)]
+            clips = [each.result().clip for other, each in _tuners.items() if other[0] == how and _succeeded(each)]
             _tuners[key] = made
             while len(_tuners) > _KEPT_TUNERS:
                 _tuners.popitem(last=False)

@@ -7,8 +7,7 @@ from torch import Tensor, nn
 
 from ._checks import check_choice
 from ._modes import plain_modes
-from .models.module import unwrapped
-from .models.preprocessing import preprocessing
+from .models import read
 from .models.weights import PRECISIONS
 from .text.prompts import Tokenizer
 from .text.tower import TextTower
@@ -22,10 +21,12 @@ class Clip:
     a new ``Clip``. Calls from several threads are safe.
 
     Args:
-        model: an open_clip ``CLIP`` or ``CustomTextCLIP`` on the CPU or on CUDA; wrappers around the whole of it
-            (``DataParallel``, ``DistributedDataParallel``, ``torch.compile``) are looked through.
+        model: an open_clip ``CLIP`` or ``CustomTextCLIP``, or transformers' ``CLIPModel``, ``MetaClip2Model`` or
+            ``SiglipModel``, on the CPU or on CUDA; wrappers around the whole of it (``DataParallel``,
+            ``DistributedDataParallel``, ``torch.compile``) are looked through.
         precision: what the towers hold their weights in: "fp32", "fp16" or "bf16".
-        tokenizer: callable ``texts -> int64 [n, context length]``; default: the model's own.
+        tokenizer: callable ``texts -> int64 [n, context length]``, or transformers' tokenizer or processor, which also
+            says how its models' images are prepared; default: the model's own.
         engine: how the text tower runs, "auto", "packed" or "module", see :class:`tpt_fast.TuneConfig`.
         autocast: float32 weights, run by the model's own modules under fp16 autocast, as the published code runs them
             on a GPU; ``precision`` must be "fp16".
@@ -52,18 +53,17 @@ class Clip:
         check_choice("precision", precision, tuple(PRECISIONS))
         if autocast and precision != "fp16":
             raise ValueError(f"precision: expected 'fp16' with autocast, got {precision!r}")
-        self.model = unwrapped(model)
+        family = read(model, tokenizer)
+        self.model = family.model
         self.precision, self.autocast = precision, autocast
-        self.preprocessing = preprocessing(self.model)
-        self.scale = self.model.logit_scale.detach().float().exp().reshape(())
-        bias = getattr(self.model, "logit_bias", None)
-        self.bias = None if bias is None else bias.detach().float().reshape(())
+        self.preprocessing = family.preprocessing
+        self.scale, self.bias = family.scale, family.bias
         if self.device.type not in ("cpu", "cuda"):
             raise ValueError(f"model: expected it on the CPU or on CUDA, got it on {self.device}")
         held, by = ("fp32", "module") if autocast else (precision, "auto")
-        self.image = ImageEncoder(self.model, PRECISIONS[held], by, autocast=autocast)
+        self.image = ImageEncoder(family, PRECISIONS[held], by, autocast=autocast)
         self.text = TextTower(
-            self.model, held, tokenizer=tokenizer, engine="module" if autocast else engine, autocast=autocast
+            family, held, tokenizer=tokenizer, engine="module" if autocast else engine, autocast=autocast
         )
 
     @property

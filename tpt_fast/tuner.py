@@ -58,11 +58,11 @@ class Tuner:
     need a new Tuner. Calls from several threads are safe.
 
     Args:
-        model: an open_clip ``CLIP`` or ``CustomTextCLIP`` on any device; or a :class:`~tpt_fast.clip.Clip`, whose
-            weights several Tuners share (``Tuner(tuner.clip, other_names)``).
+        model: one that :class:`~tpt_fast.clip.Clip` reads; or a ``Clip``, whose weights several Tuners share
+            (``Tuner(tuner.clip, other_names)``).
         classnames: C names; ``_`` reads as a space, duplicates are legal.
         config: :class:`TuneConfig`.
-        tokenizer: callable ``texts -> int64 [n, context length]``; default: the model's own.
+        tokenizer: see :class:`~tpt_fast.clip.Clip`; default: the model's own.
         objective: what to minimise instead of the marginal entropy, differentiable by torch: a function
             ``(logits)``, ``(logits, text_features)`` or ``(logits, text_features, image_features)`` of one image that
             returns a scalar. Logits [N, C] of all views, class features [C, D] and features of the views [N, D], both

@@ -24,7 +24,7 @@ from .._stages import Stages
 from ..config import TuneConfig
 from ..demo import PHOTO_FOLDER
 from ..methods.published import Outcome, pil_views, tpt
-from ..models.open_clip import causal_reason, text_root
+from ..models import read
 from ..models.weights import PRECISIONS
 from ..result import TuneResult
 from ..stream import Prepared
@@ -125,11 +125,11 @@ class Case:
         Its graph keeps every token of every prompt: measured on ViT-B/32 in float32, 14 to 16 rows of the tower's
         width a block, by autocast 12.
         """
-        root = text_root(self.random.model)
-        if reason := causal_reason(root):
+        family = read(self.random.model)
+        if reason := family.not_causal():
             return reason
-        depth, width = len(root.transformer.resblocks), root.token_embedding.weight.shape[1]
-        needed, free = 4 * 16 * len(self.names) * root.context_length * depth * width, free_bytes(self.device)
+        rows, width = len(self.names) * family.context_length * family.depth, family.embedding.embedding_dim
+        needed, free = 4 * 16 * rows * width, free_bytes(self.device)
         fits = needed < 0.8 * free
         return None if fits else f"it needs about {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free"
 

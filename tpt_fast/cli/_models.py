@@ -1,11 +1,10 @@
-"""The model that a command works with: the embedded demo model, or one of open_clip's."""
+"""The model that a command works with: the embedded demo model, one of open_clip's, or one of transformers'."""
 
 from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import typer
 
@@ -16,13 +15,15 @@ if TYPE_CHECKING:
     from torch import nn
 
 RANDOM = "none"  #: weights, by saying so
+HUGGING_FACE = "hf:"  #: before the name of a model on the hub, or of a folder, that transformers loads
 
 
 class Loaded(NamedTuple):
-    """``classnames``: those that the model was made for, where that is known."""
+    """``classnames``: those that the model was made for, where that is known. ``tokenizer``: None
+    for the model's own."""
 
     model: nn.Module
-    tokenizer: Callable
+    tokenizer: Any
     classnames: tuple[str, ...] = ()
 
 
@@ -44,8 +45,11 @@ def load_demo(device: str | None = "cpu") -> Loaded:
 
 
 def load_model(name: str, pretrained: str | None, device: str | None) -> Loaded:
-    """One of open_clip's; a wrong name or tag is bad usage, a failed download is not."""
+    """One of open_clip's, or with ``hf:`` before its name transformers'; a wrong name or tag is bad usage, a failed
+    download is not."""
     place = place_of(device)
+    if name.startswith(HUGGING_FACE):
+        return _of_transformers(name.removeprefix(HUGGING_FACE), pretrained, place)
 
     import open_clip
 
@@ -67,6 +71,31 @@ def load_model(name: str, pretrained: str | None, device: str | None) -> Loaded:
     except Exception as error:  # a download, a file, a Hugging Face library that is missing: open_clip raises anything
         stop(f"{name} with weights {pretrained} cannot be loaded: {error}")
     return Loaded(model.eval(), tokenizer)
+
+
+def _of_transformers(name: str, pretrained: str | None, place: torch.device) -> Loaded:
+    """A model with its processor; without one, the model's tokenizer and pixels are what ``Clip`` makes of it."""
+    if pretrained not in (None, RANDOM):
+        raise typer.BadParameter(
+            f"{name} comes with its weights; expected nothing, or {RANDOM!r} for random ones, got {pretrained!r}",
+            param_hint="--pretrained",
+        )
+    try:
+        import transformers
+    except ImportError:
+        stop("transformers is missing, which loads such models: pip install transformers")
+    try:
+        with waiting(f"loading {name}"):
+            transformers.utils.logging.disable_progress_bar()
+            if pretrained is None:
+                model = transformers.AutoModel.from_pretrained(name)
+            else:
+                remark(f"{name} with random weights: its labels mean nothing")
+                model = transformers.AutoModel.from_config(transformers.AutoConfig.from_pretrained(name))
+    except Exception as error:  # a download, a file, a class that it does not know: transformers raises anything
+        stop(f"{name} cannot be loaded: {error}")
+    model.config._name_or_path = model.name_or_path = name
+    return Loaded(model.eval().requires_grad_(False).to(place), None)
 
 
 def _random(name: str, place: torch.device) -> Loaded:

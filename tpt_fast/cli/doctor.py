@@ -18,7 +18,9 @@ def doctor(
     build: Annotated[bool, typer.Option("--build", help="Compile the kernels again, now.")] = False,
     model: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Say how this open_clip model's towers run. Default: the demo model."),
+        typer.Option(
+            metavar="NAME", help="Say how the towers of this model (as for tune) run. Default: the demo model."
+        ),
     ] = None,
 ) -> None:
     """Show what was found here and what to do about what is missing.

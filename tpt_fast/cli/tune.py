@@ -52,7 +52,11 @@ def tune(
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="An open_clip model. Default: the small demo model.", rich_help_panel=_MODEL),
+        typer.Option(
+            metavar="NAME",
+            help="An open_clip model, or hf:NAME of one of transformers. Default: the small demo model.",
+            rich_help_panel=_MODEL,
+        ),
     ] = None,
     pretrained: Annotated[
         str | None,

@@ -16,8 +16,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision import transforms
 
-from ..models.open_clip import text_root
-from ..models.preprocessing import Preprocessing, preprocessing
+from ..models import read
+from ..models.preprocessing import Preprocessing
 
 
 class Outcome(NamedTuple):
@@ -100,8 +100,8 @@ def tpt(
     """
     if steps < 1:
         raise ValueError(f"steps: expected 1 or more, got {steps}")
-    prepared = preprocessing(model)
-    table = text_root(model).token_embedding
+    family = read(model)
+    prepared, table = family.preprocessing, family.embedding
     device = table.weight.device
     prompts = [f"{ctx_init} {name.replace('_', ' ')}." for name in classnames]
     ids = tokenizer(prompts).to(device)

@@ -20,24 +20,19 @@ class Preprocessing(NamedTuple):
     std: tuple[float, float, float] = CLIP_STD
     resize_mode: str = "shortest"  #: "shortest" side to ``size`` and the middle cut out, or "squash" to the square
     interpolation: str = "bicubic"  #: or "bilinear"
+    crop: str = "round"  #: torchvision's; or "floor", where transformers' middle begins that begins between two pixels
 
 
-def preprocessing(model: Foreign) -> Preprocessing:
+def of_open_clip(model: Foreign) -> Preprocessing:
     """Read off the image tower: ``image_size`` (or OpenAI's ``input_resolution``), ``image_mean``, ``image_std``, and
     what open_clip's ``preprocess_cfg`` says besides. Mean and deviation are CLIP's where nothing is said.
 
     Raises:
-        TypeError: the model has no image tower, or one in a wrapper.
-        ValueError: it does not say the size of its images; they are not square; or they are prepared in a way that is
-            not known here: they would be classified from other pixels than the model was trained on.
+        TypeError, ValueError: see :attr:`tpt_fast.models.family.Family.preprocessing`.
     """
     visual = getattr(model, "visual", None)
     if not isinstance(visual, nn.Module):
-        came = type(model).__name__
-        if type(model).__module__.startswith("transformers."):
-            instead = "load the same weights by open_clip, as create_model('ViT-B-32-quickgelu', 'openai')"
-            came = f"transformers' {came}; {instead}"
-        raise TypeError(f"model: expected an open_clip model with an image tower, got {came}")
+        raise TypeError(f"model: expected an open_clip model with an image tower, got {type(model).__name__}")
     if isinstance(visual, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         raise TypeError(f"model: expected its image tower itself, got a {type(visual).__name__}; use visual.module")
     cfg = getattr(visual, "preprocess_cfg", None) or {}
@@ -74,3 +69,42 @@ def _known(cfg: Mapping[str, Any], name: str, default: str, known: tuple[str, ..
     if value not in known:
         raise ValueError(f"model: visual.preprocess_cfg says {name} {value!r}, and {' or '.join(known)} are known here")
     return value
+
+
+def of_processor(processor: Foreign, size: int) -> Preprocessing:
+    """What an image processor of transformers says, for a tower whose images have ``size`` pixels a side.
+
+    Its pixels are those of the processor that resizes by Pillow (``CLIPImageProcessorPil``, before transformers 5
+    ``CLIPImageProcessor``), by which, and by Pillow in OpenAI's code, such models have been trained and measured; the
+    one that resizes by torchvision differs from it by a level or two of 255.
+
+    Raises:
+        ValueError: it prepares images in another way than is known here, or of another size.
+    """
+
+    def says(what: str, value: object) -> str:
+        return f"model: its image processor says {what} {value!r}"
+
+    by = {3: "bicubic", 2: "bilinear"}
+    resample: Any = getattr(processor, "resample", None)
+    resample = getattr(resample, "value", resample)
+    interpolation = by.get(resample, str(resample))
+    if interpolation not in by.values():
+        raise ValueError(f"{says('resample', resample)}, and 3 (bicubic) and 2 (bilinear) are known here")
+    wanted = {"do_resize": True, "do_rescale": True, "do_pad": False}
+    for name, value in wanted.items():
+        if bool(getattr(processor, name, value)) != value:
+            raise ValueError(f"{says(name, not value)}, and {value} is known here")
+    if abs(processor.rescale_factor * 255 - 1) > 1e-9:
+        raise ValueError(f"{says('rescale_factor', processor.rescale_factor)}, and 1/255 is known here")
+    square, shortest = {"height": size, "width": size}, {"shortest_edge": size}
+    to = {name: value for name, value in dict(processor.size).items() if value is not None}
+    crops = dict(processor.crop_size) if getattr(processor, "do_center_crop", None) else None
+    if (to, crops) not in ((shortest, square), (square, square), (square, None)):
+        cut = "" if crops is None else f", cut to {crops}"
+        raise ValueError(f"{says('size', to)}{cut}; the model takes {size} x {size}")
+    normalises = getattr(processor, "do_normalize", True)
+    mean, std = (processor.image_mean, processor.image_std) if normalises else ((0.0,) * 3, (1.0,) * 3)
+    return Preprocessing(
+        size, tuple(mean), tuple(std), "squash" if to == square else "shortest", interpolation, crop="floor"
+    )

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .matrix import Matrix
 
@@ -14,6 +14,17 @@ from .matrix import Matrix
 Foreign: TypeAlias = Any
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def storage_type(precision: str | None, module: nn.Module) -> torch.dtype:
+    """The storage type for ``precision``, or the type of the module's own matrices for None."""
+    if precision is None:
+        matrices = [p for p in module.parameters() if p.ndim == 2 and p.is_floating_point()]
+        # The token table may stay in float32 in a half-precision model, the matrices of the blocks do not.
+        return min((p.dtype for p in matrices), key=lambda dtype: torch.finfo(dtype).bits)
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)} or None, got {precision!r}")
+    return PRECISIONS[precision]
 
 
 class Unsupported(Exception):
@@ -106,3 +117,17 @@ class TextWeights:
     @property
     def laid_out(self) -> bool:
         return self.blocks[0].qkv.matrix.laid_out
+
+
+@dataclass(frozen=True)
+class ImageWeights:
+    """A vision transformer that is read at its class token, of P patches in rows."""
+
+    patch: tuple[int, int]  # height and width in pixels
+    embed: Matrix  # [W, 3 * height * width], channels first
+    first: Tensor  # [W], the class token at its position
+    position: Tensor  # [P, W], with the bias of the patches' embedding if there is one
+    norm_pre: Norm | None
+    blocks: tuple[Block, ...]
+    norm_post: Norm
+    projection: Tensor | None  # [W, D]

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from .._checks import check_choice
 from .._modes import ON_THE_CPU, plain_modes
 from ..config import ACTIVATIONS
-from ..models.module import unwrapped
 from ..prompting.coop import load_ctx
 from .prompts import Tokenizer, build_prompts, check_classnames
 from .tower import Tape, TextTower
@@ -26,15 +25,15 @@ class TextEncoder:
     a new one after changing them.
 
     Args:
-        model: open_clip ``CLIP`` or ``CustomTextCLIP``, on any device; or a :class:`TextTower`, whose weights several
-            encoders share, with its tokenizer, engine and precision.
+        model: one that :class:`~tpt_fast.clip.Clip` reads, on any device; or a :class:`TextTower`, whose weights
+            several encoders share, with its tokenizer, engine and precision.
         classnames: C names, duplicates allowed; underscores are read as spaces.
         ctx_init: initial words. "[CLS]" in it puts the name there: words after it are context too ("middle", "front").
         n_ctx: this many random context vectors (normal, std 0.02, from ``seed``) in place of the words' embeddings.
         ctx: initial context [n_ctx, width] (class-specific, CoOp's CSC: [C, n_ctx, width]), or the path of a
             CoOp checkpoint.
         seed: of the random context.
-        tokenizer: the model's, as open_clip makes it; found from the model when None.
+        tokenizer: the model's, as its library makes it; found from the model when None.
         engine: "packed" computes what the classes share once; "module" runs the model's own code on prompts cut to the
             longest EOT; "auto" takes "packed" where it represents the model exactly.
         precision: storage type of the tower, "fp32", "fp16", "bf16", or None for the model's own.
@@ -74,7 +73,7 @@ class TextEncoder:
                 raise ValueError("tokenizer, engine, precision: expected none of them with a tower, which has its own")
             tower = model
         else:
-            tower = TextTower(unwrapped(model), precision, tokenizer=tokenizer, engine=engine)
+            tower = TextTower(model, precision, tokenizer=tokenizer, engine=engine)
         self.classnames, self.tower = check_classnames(classnames), tower
         self.dtype, self.device, self.storage = tower.dtype, tower.device, tower.storage
 

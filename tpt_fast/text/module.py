@@ -5,16 +5,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .._machine import free_bytes
 from ..memory import graph_tensors
-from ..models.module import UnderAutocast, replica
-from ..models.open_clip import causal_reason, is_known, prompt_embedding, read_lengths, text_root
-from ..models.weights import Foreign
+from ..models.family import Family
+from ..models.module import UnderAutocast
 from ..ops._types import accumulation_dtype
 from .half import into_range
 from .prompts import Prompts
@@ -27,15 +25,12 @@ class ModuleTower:
         autocast: run it under fp16 autocast, as the published code does.
     """
 
-    def __init__(self, model: Foreign, dtype: torch.dtype, autocast: bool = False) -> None:
-        root = text_root(model)
-        # An encode_text that is not known may ask the image tower for something, as OpenAI's does for its type.
-        left_out = getattr(model, "visual", None) if root is model and is_known(type(model)) else None
-        self._root, self._dtype, self._autocast = replica(root, dtype, left_out), dtype, autocast
+    def __init__(self, family: Family, dtype: torch.dtype, autocast: bool = False) -> None:
+        self._family, self._dtype, self._autocast = family.for_text(dtype), dtype, autocast
 
     def bind(self, prompts: Prompts, keep: bool) -> ModuleText:
         """The tower with one class list; see :meth:`tpt_fast.text.tower.TextTower.bind`."""
-        return ModuleText(self._root, prompts, self._dtype, keep, self._autocast)
+        return ModuleText(self._family, prompts, self._dtype, keep, self._autocast)
 
 
 @dataclass(frozen=True)
@@ -50,22 +45,21 @@ class ModuleText:
 
     name, laid_out = "module", False
 
-    def __init__(self, root: Foreign, prompts: Prompts, dtype: torch.dtype, keep: bool, autocast: bool) -> None:
-        table = prompt_embedding(root).weight
+    def __init__(self, family: Family, prompts: Prompts, dtype: torch.dtype, keep: bool, autocast: bool) -> None:
+        table = family.embedding.weight
         self._dtype, self._accumulate = dtype, accumulation_dtype(dtype)
-        lengths = read_lengths(root, prompts.ids)
+        lengths = family.read_lengths(prompts.ids)
         self._length = prompts.ids.shape[1]
         if lengths is not None:
             self._length = int(torch.maximum(lengths, prompts.ends).max())
-        self._module = _PromptModule(root, self._length, dtype)
+        self._module = _PromptModule(family, self._length, dtype)
         self._run = UnderAutocast(self._module) if autocast else self._module
         self._ids = prompts.ids[:, : self._length].to(table.device)
         self._positions = prompts.positions.to(table.device)
 
         classes = len(prompts.classnames)
-        depth = len(getattr(getattr(root, "transformer", None), "resblocks", ())) or 12
         # A block's graph holds about 24 rows of the width a token (norms, q, k, v, MLP with and without activation).
-        self._class_bytes = 24 * table.shape[1] * self._length * depth * dtype.itemsize
+        self._class_bytes = 24 * table.shape[1] * self._length * family.depth * dtype.itemsize
         budget = free_bytes(table.device) // 3
         self._chunk = max(1, min(classes, 128, budget // self._class_bytes))
         self._keep = keep and classes * self._class_bytes <= budget
@@ -121,20 +115,14 @@ class _PromptModule(nn.Module):
     Causal towers are cut to ``length`` positions, which is exact: nothing behind the token that they read can reach it.
     """
 
-    def __init__(self, root: Foreign, length: int, dtype: torch.dtype) -> None:
+    def __init__(self, family: Family, length: int, dtype: torch.dtype) -> None:
         super().__init__()
-        module: Foreign = replica(root, dtype)  # around the same weights
-        if causal_reason(root) is None:
-            module.positional_embedding = nn.Parameter(module.positional_embedding[:length], requires_grad=False)
-            module.attn_mask = module.attn_mask[:length, :length]
-        if hasattr(module, "set_grad_checkpointing") and hasattr(module.transformer, "grad_checkpointing"):
-            module.transformer.grad_checkpointing = False
-        self._embedding = _PromptEmbedding(prompt_embedding(module))
-        if getattr(module, "token_embedding", None) is not None:
-            module.token_embedding = self._embedding
-        else:
-            module.transformer.set_input_embeddings(self._embedding)
-        self._tower = module
+        family = family.for_text(dtype)  # around the same weights
+        if family.not_causal() is None:
+            family.cut(length)
+        self._embedding = _PromptEmbedding(family.embedding)
+        family.replace_embedding(self._embedding)
+        self._family, self._tower = family, family.model
 
     def cut(self) -> list[Tensor]:
         """Tensors of the tower that are neither parameters nor buffers."""
@@ -149,9 +137,7 @@ class _PromptModule(nn.Module):
             positions: int64 [C, n_ctx], where each context vector stands.
             ctx: [n_ctx, W] or [C, n_ctx, W].
         """
-        run: Any = getattr(self._tower, "encode_text", self._tower)
-        features = self._embedding.run_with(positions, ctx, lambda: run(ids))
-        return features[0] if isinstance(features, tuple) else features
+        return self._embedding.run_with(positions, ctx, lambda: self._family.encode_text(ids))
 
 
 class _PromptEmbedding(nn.Module):

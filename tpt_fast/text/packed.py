@@ -15,8 +15,8 @@ from weakref import ref
 import torch
 from torch import Tensor
 
-from ..models.open_clip import read_lengths, read_text_tower, text_root
-from ..models.weights import Foreign, Norm, TextWeights, Unsupported
+from ..models.family import Family
+from ..models.weights import Norm, TextWeights, Unsupported
 from ..ops._types import accumulation_dtype
 from ..ops.add_layer_norm import add_layer_norm, add_layer_norm_backward
 from ..ops.bias_act import bias_act, bias_act_backward
@@ -76,14 +76,14 @@ class _Chunk:
 
 
 class PackedTower:
-    """A tower that :func:`~tpt_fast.models.open_clip.read_text_tower` understands, read once.
+    """A tower whose :meth:`~tpt_fast.models.family.Family.text_weights` can be read, once.
 
     Raises:
         Unsupported: the tower is none, with the reason.
     """
 
-    def __init__(self, model: Foreign, dtype: torch.dtype) -> None:
-        self._root, self._weights = text_root(model), read_text_tower(model, dtype)
+    def __init__(self, family: Family, dtype: torch.dtype) -> None:
+        self._family, self._weights = family, family.text_weights(dtype)
         width, heads = self._weights.table.shape[1], self._weights.blocks[0].heads
         if self._weights.table.is_cuda and width > heads * MAX_CUDA_HEAD:
             raise Unsupported(f"heads of {width // heads} are wider than the {MAX_CUDA_HEAD} of the CUDA kernels")
@@ -95,7 +95,7 @@ class PackedTower:
         Raises:
             Unsupported: the tower does not read these prompts where it would have to.
         """
-        lengths = read_lengths(self._root, prompts.ids)
+        lengths = self._family.read_lengths(prompts.ids)
         assert lengths is not None  # of every tower that is causal
         if (lengths <= prompts.ends).any():
             raise Unsupported("the text tower does not read these prompts at a token behind context and name")

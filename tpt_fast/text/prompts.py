@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from ..models.open_clip import prompt_embedding, text_root
-from ..models.weights import Foreign
-
-Tokenizer = Callable[..., Tensor]
-CLIP_VOCABULARY = 49408
+from ..models.family import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -36,40 +31,6 @@ class Prompts:
     def ends(self) -> Tensor:
         """int64 [C], the place behind all context vectors."""
         return self.positions.amax(-1) + 1 if self.n_ctx else torch.full_like(self.lengths, self.first)
-
-
-def default_tokenizer(model: Foreign) -> Tokenizer:
-    """open_clip's tokenizer for ``model``: its own BPE for CLIP's vocabulary, the Hugging Face one for such towers.
-
-    Raises:
-        ValueError: it cannot be told from the model; pass ``tokenizer=``.
-    """
-    root = text_root(model)
-    vocabulary = prompt_embedding(root).num_embeddings
-    if vocabulary == CLIP_VOCABULARY:
-        return _clip_tokenizer()
-    name = getattr(getattr(root, "config", None), "name_or_path", None)
-    if name:
-        from open_clip.tokenizer import HFTokenizer
-
-        return HFTokenizer(name, context_length=context_length(model))
-    raise ValueError(
-        f"tokenizer: the model's vocabulary has {vocabulary} tokens, CLIP's has {CLIP_VOCABULARY}; pass the tokenizer "
-        "that belongs to the model (open_clip.get_tokenizer(model_name))"
-    )
-
-
-@lru_cache(maxsize=1)
-def _clip_tokenizer() -> Tokenizer:
-    from open_clip.tokenizer import SimpleTokenizer
-
-    return SimpleTokenizer()
-
-
-def context_length(model: Foreign) -> int:
-    """How many tokens the model's text tower takes."""
-    root = text_root(model)
-    return int(getattr(root, "context_length", 0) or getattr(model, "context_length", 0) or 77)
 
 
 def check_classnames(classnames: Sequence[str]) -> tuple[str, ...]:

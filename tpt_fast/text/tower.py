@@ -12,12 +12,14 @@ from torch import Tensor, nn
 from .._checks import check_choice
 from .._modes import plain_modes
 from ..config import ENGINES
-from ..models.open_clip import prompt_embedding, resolve_precision, text_root
-from ..models.weights import Unsupported
+from ..models import read
+from ..models.family import Family
+from ..models.hugging_face import adapted
+from ..models.weights import Unsupported, storage_type
 from ..ops._types import accumulation_dtype
 from .module import ModuleTower
 from .packed import PackedTower
-from .prompts import Prompts, Tokenizer, context_length, default_tokenizer, plain_prompts
+from .prompts import Prompts, Tokenizer, plain_prompts
 
 #: Opaque to callers; holds what ``backward`` needs. Read only, so threads and images may share one.
 Tape = Any
@@ -76,7 +78,7 @@ class TextTower:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: nn.Module | Family,
         precision: str | None = None,
         *,
         tokenizer: Tokenizer | None = None,
@@ -84,25 +86,26 @@ class TextTower:
         autocast: bool = False,
     ) -> None:
         check_choice("engine", engine, ENGINES)
-        self._model, self.wanted, self._autocast = model, engine, autocast
-        self._embedding = prompt_embedding(text_root(model))
-        self.storage = resolve_precision(precision, model)
+        self._family = family = read(model, tokenizer)
+        self.wanted, self._autocast = engine, autocast
+        self._embedding = family.embedding
+        self.storage = storage_type(precision, family.text)
         self.device, self.width = self._embedding.weight.device, self._embedding.weight.shape[1]
         self.dtype = accumulation_dtype(self.storage)
-        self.context_length = context_length(model)
-        self.tokenizer: Tokenizer = tokenizer or default_tokenizer(model)
+        self.context_length = family.context_length
+        self.tokenizer: Tokenizer = adapted(tokenizer, self.context_length) or family.tokenizer()
         self._packed: PackedTower | None = None
         self.why_module: str | None = "engine='module' was asked for"
         if engine != "module":
             try:
-                self._packed, self.why_module = PackedTower(model, self.storage), None
+                self._packed, self.why_module = PackedTower(family, self.storage), None
             except Unsupported as reason:
                 self._refuse(reason)
                 self.why_module = str(reason)
 
     @cached_property
     def _module(self) -> ModuleTower:
-        return ModuleTower(self._model, self.storage, self._autocast)
+        return ModuleTower(self._family, self.storage, self._autocast)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Embeddings [..., W] of token ids, as the model makes them."""

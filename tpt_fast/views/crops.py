@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -14,6 +15,8 @@ from .._modes import ON_THE_CPU
 BILINEAR, BICUBIC = 0, 1  #: filters of a spec row
 INTERPOLATIONS = {"bicubic": BICUBIC, "bilinear": BILINEAR}  #: of view 0
 RESIZE_MODES = ("shortest", "squash")  #: of view 0
+#: Where the window of view 0 begins that would begin between two pixels.
+CROPS: dict[str, Callable[[float], int]] = {"round": round, "floor": math.floor}
 
 _INT32_MAX = 2**31 - 1
 _TRIES = 10  # of torchvision's RandomResizedCrop before it falls back to a central crop
@@ -106,6 +109,7 @@ def draw_specs(
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
     resize_mode: str = "shortest",
     interpolation: str = "bicubic",
+    crop: str = "round",
 ) -> Tensor:
     """Draw the crops where ``generator`` is and put them in rows for :func:`tpt_fast.ops.views`, view 0 first.
 
@@ -144,7 +148,7 @@ def draw_specs(
     left = torch.where(some, (corner[:, 1] * (width - crop_width + 1)).floor(), central[1])
 
     specs = torch.zeros(n_views, 10, dtype=torch.int32, device=device)
-    for column, value in enumerate(_plain_spec(height, width, size, resize_mode, interpolation)):
+    for column, value in enumerate(_plain_spec(height, width, size, resize_mode, interpolation, crop)):
         if value:
             specs[0, column].fill_(value)
     specs[1:, :4] = torch.stack([top, left, crop_height, crop_width], 1).int()
@@ -183,6 +187,7 @@ def view_specs(
     size: int,
     resize_mode: str = "shortest",
     interpolation: str = "bicubic",
+    crop: str = "round",
 ) -> Tensor:
     """Rows for :func:`tpt_fast.ops.views`: view 0, then one view a box.
 
@@ -196,6 +201,7 @@ def view_specs(
         size: S.
         resize_mode: "shortest" (side to S, and the middle cut out) or "squash" (both sides to S).
         interpolation: "bicubic" or "bilinear".
+        crop: where the middle begins that would begin between two pixels: "round" (torchvision) or "floor".
 
     Returns:
         int32 [N, 10].
@@ -223,7 +229,7 @@ def view_specs(
             f"(height x width), got {rows[row].tolist()} in row {row}"
         )
     specs = np.zeros((len(rows) + 1, 10), dtype=np.int32)
-    specs[0] = _plain_spec(height, width, size, resize_mode, interpolation)
+    specs[0] = _plain_spec(height, width, size, resize_mode, interpolation, crop)
     specs[1:, :4] = rows[:, :4]
     specs[1:, 4:6] = size
     specs[1:, 8] = rows[:, 4] != 0
@@ -231,10 +237,11 @@ def view_specs(
     return torch.from_numpy(specs)
 
 
-def _plain_spec(height: int, width: int, size: int, resize_mode: str, interpolation: str) -> tuple[int, ...]:
+def _plain_spec(height: int, width: int, size: int, resize_mode: str, interpolation: str, crop: str) -> tuple[int, ...]:
     """View 0: the whole image, its shorter side resized to ``size`` and the middle of the longer one, or squashed."""
     check_choice("resize_mode", resize_mode, RESIZE_MODES)
     check_choice("interpolation", interpolation, tuple(INTERPOLATIONS))
+    check_choice("crop", crop, tuple(CROPS))
     if resize_mode == "squash":
         return 0, 0, height, width, size, size, 0, 0, 0, INTERPOLATIONS[interpolation]
     out_height, out_width = size, size
@@ -247,5 +254,5 @@ def _plain_spec(height: int, width: int, size: int, resize_mode: str, interpolat
             f"image: {height} x {width} (height x width) is too long and narrow: with its shorter side resized to "
             f"{size} the longer one has {max(out_height, out_width)} pixels, more than {_INT32_MAX}"
         )
-    top, left = round((out_height - size) / 2), round((out_width - size) / 2)
+    top, left = (CROPS[crop]((side - size) / 2) for side in (out_height, out_width))
     return 0, 0, height, width, out_height, out_width, top, left, 0, INTERPOLATIONS[interpolation]

@@ -83,6 +83,7 @@ def make_views(
     patch: int | None = None,
     resize_mode: str = "shortest",
     interpolation: str = "bicubic",
+    crop: str = "round",
     views: str | AugMix = "crops",
 ) -> Tensor:
     """The views of test-time prompt tuning: view 0 the plain preprocessed image, the others random crops and flips,
@@ -107,7 +108,7 @@ def make_views(
         device: where the views are made; the image's own device by default, which is the CPU unless it is a tensor.
         order: "pillow-12" or "pillow-13", see :func:`pass_order`; None follows the installed Pillow.
         patch: P, a divisor of S, to have the views cut into the patches of a vision transformer.
-        resize_mode, interpolation: of view 0, see :func:`tpt_fast.views.view_specs`; CLIP's by default.
+        resize_mode, interpolation, crop: of view 0, see :func:`tpt_fast.views.view_specs`; CLIP's by default.
         views: "crops", or "augmix": each crop is mixed with three chains of operations on it, after normalisation
             (:func:`tpt_fast.ops.augmix`), as the published code does for the fine-grained sets. These draw from NumPy,
             by the same ``seed``: :func:`tpt_fast.views.draw_augmix`, whose draws for N - 1 views may be given instead.
@@ -137,7 +138,7 @@ def make_views(
         if views == "augmix" and generator is not None:
             raise ValueError("generator: expected None with views='augmix', which draws from NumPy by the seed")
     mean, std = check_numbers("mean", mean, 3), check_numbers("std", std, 3)
-    plain: dict[str, Any] = {"resize_mode": resize_mode, "interpolation": interpolation}
+    plain: dict[str, Any] = {"resize_mode": resize_mode, "interpolation": interpolation, "crop": crop}
     if order is None:
         order = pass_order()
     else:

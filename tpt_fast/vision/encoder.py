@@ -7,15 +7,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ..models.open_clip import expect_known_code, is_known
-from ..models.preprocessing import preprocessing
-from ..models.weights import Foreign, Unsupported
+from ..models import read
+from ..models.family import Family
+from ..models.weights import Foreign, ImageWeights, Unsupported
 from ..ops._types import accumulation_dtype
-from .module import EncodeImage, ModuleTower
+from .module import ModuleTower
 from .resnet import ResNetTower
 from .vit import VitTower
-
-OWN: dict[str, type[VitTower | ResNetTower]] = {"VisionTransformer": VitTower, "ModifiedResNet": ResNetTower}
 
 
 class ImageEncoder:
@@ -26,7 +24,7 @@ class ImageEncoder:
 
     Attributes:
         patch: side P of the patches into which views for :meth:`encode` may come cut already; None if they may not.
-        engine: "vit" (our own executor of open_clip's vision transformer), "resnet" (CLIP's ResNets, folded), or
+        engine: "vit" (our own executor of CLIP's vision transformers), "resnet" (CLIP's ResNets, folded), or
             "module" (the model's own code).
         why_module: why the model's own code runs; None where it does not.
 
@@ -36,32 +34,29 @@ class ImageEncoder:
     """
 
     def __init__(self, model: Foreign, dtype: torch.dtype, engine: str = "auto", *, autocast: bool = False) -> None:
-        self.size = preprocessing(model).size
+        family = read(model)
+        self.size = family.preprocessing.size
         self.dtype = dtype
         self.patch: int | None = None
         self.why_module: str | None = None
-        self._tower = self._choose(model, engine, autocast)
+        self._tower = self._choose(family, engine, autocast)
         self.engine = self._tower.name
         if isinstance(self._tower, VitTower):
             height, width = self._tower.patch
             if height == width and self.size % height == 0:
                 self.patch = height
 
-    def _choose(self, model: Foreign, engine: str, autocast: bool) -> VitTower | ResNetTower | ModuleTower:
-        visual, kind = model.visual, type(model.visual).__name__
-        if not is_known(model.encode_image):
-            self.why_module = f"{type(model).__name__} has an encode_image of its own"
-            return ModuleTower(EncodeImage(model), self.dtype, autocast)
+    def _choose(self, family: Family, engine: str, autocast: bool) -> VitTower | ResNetTower | ModuleTower:
         try:
             if engine == "module":
                 raise Unsupported("engine='module' was asked for")
-            if kind not in OWN:
-                raise Unsupported(f"the image tower is a {kind}")
-            expect_known_code(visual)
-            return OWN[kind](visual, self.dtype)
+            weights = family.image_weights(self.dtype)
+            if isinstance(weights, ImageWeights):
+                return VitTower(weights, (self.size, self.size))
+            return ResNetTower(weights, self.dtype)
         except Unsupported as reason:
             self.why_module = str(reason)
-            return ModuleTower(visual, self.dtype, autocast)
+            return ModuleTower(family.for_images(self.dtype), autocast)
 
     @property
     def laid_out(self) -> bool:

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..models.module import replica
-from ..models.open_clip import is_known
 from ..models.weights import Foreign, Unsupported
 from ..ops._types import accumulation_dtype
 
@@ -21,7 +20,7 @@ VIEWS_ON_A_CPU, VIEWS_ON_A_GPU = 8, 64  # of a group
 
 
 class ResNetTower:
-    """open_clip's ``ModifiedResNet``, or the demo's, by its own code on folded weights.
+    """CLIP's ``ModifiedResNet``, of any library, by its own code on folded weights.
 
     Raises:
         Unsupported: the tower is another.
@@ -32,8 +31,8 @@ class ResNetTower:
     def __init__(self, visual: Foreign, dtype: torch.dtype) -> None:
         pool = getattr(visual, "attnpool", None)
         for part, kind in ((visual, "ModifiedResNet"), (pool, "AttentionPool2d")):
-            if type(part).__name__ != kind or not is_known(type(part)):
-                raise Unsupported(f"the image tower has a {type(part).__name__}, not open_clip's {kind}")
+            if type(part).__name__ != kind:
+                raise Unsupported(f"the image tower has a {type(part).__name__}, not CLIP's {kind}")
         visual = replica(visual, accumulation_dtype(dtype))
         _fold(visual)
         visual.attnpool = PooledQuery(visual.attnpool)

@@ -1,4 +1,4 @@
-"""open_clip's vision transformer, read at its class token: nothing that is never read is computed.
+"""A CLIP's vision transformer, read at its class token: nothing that is never read is computed.
 
 Patches are cut out and projected by one matrix product, biases ride in the ops before or after it, attention reads
 queries, keys and values where the one product has put them, and in the last block only the class token is a query and
@@ -11,13 +11,10 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from ..models.matrix import Matrix
-from ..models.open_clip import read_blocks, read_norm
-from ..models.weights import Block, Foreign, Norm, Unsupported
-from ..ops._types import accumulation_dtype
+from ..models.weights import Block, ImageWeights, Norm, Unsupported
 from ..ops.add_layer_norm import add_layer_norm
 from ..reference.views import patches
 
@@ -25,32 +22,23 @@ ROWS_A_THREAD, ROWS_ON_A_GPU = 800, 1 << 15  # of a group of views
 
 
 class VitTower:
-    """Weights of an open_clip ``VisionTransformer`` in storage type ``dtype``, and its forward pass.
-
-    Raises:
-        Unsupported: the tower is another, or has a part that this cannot represent exactly.
-    """
+    """A vision transformer's forward pass on ``weights`` in storage type ``dtype``, of images ``size`` pixels high and
+    wide."""
 
     name = "vit"
 
-    def __init__(self, visual: Foreign, dtype: torch.dtype) -> None:
-        if reason := _unsupported(visual):
-            raise Unsupported(reason)
-        conv, wide = visual.conv1, accumulation_dtype(dtype)
-        self.patch, self._grid = visual.patch_size, visual.grid_size
-        self._embed = Matrix(conv.weight.detach().to(dtype).flatten(1)).lay_out()
-        position = visual.positional_embedding.detach().to(wide)
-        self._first = (position[0] + visual.class_embedding.detach()).to(dtype)
-        self._position = (position[1:] if conv.bias is None else position[1:] + conv.bias.detach()).to(dtype)
-        pre, device = visual.ln_pre, position.device
-        self._norm_pre = None if isinstance(pre, nn.Identity) else read_norm(pre, dtype, device)
-        self._blocks = tuple(block.lay_out() for block in read_blocks(visual.transformer, dtype))
+    def __init__(self, weights: ImageWeights, size: tuple[int, int]) -> None:
+        self.patch, self._first, self._position = weights.patch, weights.first, weights.position
+        self._grid = size[0] // self.patch[0], size[1] // self.patch[1]
+        if self._grid[0] * self._grid[1] != len(self._position):
+            raise Unsupported(f"{size[0]} x {size[1]} pixels have no {len(self._position)} patches")
+        self._embed, self._norm_pre = weights.embed.lay_out(), weights.norm_pre
+        self._blocks = tuple(block.lay_out() for block in weights.blocks)
         if not self._blocks:
             raise Unsupported("the image tower has no blocks")
         width, last = len(self._first), self._blocks[-1].qkv
         self._last_q, self._last_kv = last.rows(0, width), last.rows(width, 3 * width)
-        self._norm_post = read_norm(visual.ln_post, dtype, device)
-        self._projection = None if visual.proj is None else visual.proj.detach().to(dtype)
+        self._norm_post, self._projection = weights.norm_post, weights.projection
 
     @property
     def laid_out(self) -> bool:
@@ -123,25 +111,6 @@ class VitTower:
         tokens[:, 0] = self._first
         torch.add(embedded, self._position, out=tokens[:, 1:])
         return tokens
-
-
-def _unsupported(visual: Foreign) -> str | None:
-    """None, or what this cannot represent exactly."""
-    kind = type(visual)
-    if kind.__name__ != "VisionTransformer" or not kind.__module__.startswith("open_clip"):
-        return f"the image tower is a {kind.__name__}, not open_clip's vision transformer"
-    if getattr(visual, "attn_pool", None) is not None:
-        return "the image tower pools by attention"
-    pool = getattr(visual, "pool_type", None)  # older releases say it in other words
-    if pool != "tok":
-        return f"the image tower pools by {pool!r}, not at the class token"
-    if type(getattr(visual, "patch_dropout", None)).__name__ not in ("Identity", "PatchDropout"):
-        return f"the image tower drops patches by a {type(visual.patch_dropout).__name__}"
-    conv = visual.conv1
-    plain = type(conv) is nn.Conv2d and conv.kernel_size == conv.stride == tuple(visual.patch_size)
-    if not plain or conv.groups != 1 or any(conv.padding) or set(conv.dilation) != {1}:
-        return "the patches overlap, are padded or are not embedded by a plain convolution"
-    return None
 
 
 def _split(rows: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:

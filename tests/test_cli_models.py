@@ -1,0 +1,53 @@
+"""Models of other libraries than open_clip on the command line and in docs/models.md."""
+
+import re
+from pathlib import Path
+
+import models
+import pytest
+import transformers
+from command_line import CAT, FEW, one_demo_model, plain_terminal, rows, run, said  # noqa: F401
+
+from tpt_fast import TuneConfig, Tuner
+
+NAMES = ["cat", "golden retriever"]
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return transformers.CLIPProcessor(models.images(), models.transformers_tokenizer())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, processor):
+    folder = tmp_path_factory.mktemp("models") / "small"
+    models.of_transformers().save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def test_a_folder_of_transformers(folder, processor):
+    (row,) = rows(run("tune", CAT, "--model", f"hf:{folder}", "--classes", ",".join(NAMES), *FEW, "--json"))
+    want = Tuner(models.of_transformers(), NAMES, TuneConfig(n_views=6, rho=0.4), tokenizer=processor)(CAT)
+    assert row["label"] == want.label
+    assert row["top"][0]["prob"] == pytest.approx(float(want.probs.max()), abs=1e-4)
+    (report,) = rows(run("doctor", "--json", "--model", f"hf:{folder}"))
+    assert report["found"][f"hf:{folder}"] == {"text": "packed", "image": "vit"}
+
+
+def test_what_is_wrong_with_one(folder, tmp_path):
+    given = ("tune", CAT, "--classes", "a,b", "--model")
+    assert "comes with its weights" in said(run(*given, f"hf:{folder}", "--pretrained", "openai", code=2))
+    assert "cannot be loaded" in said(run(*given, f"hf:{tmp_path}/nothing", code=3))
+    models.of_transformers({"vocab_size": 1000}).save_pretrained(tmp_path)
+    assert "expected the tokenizer or processor" in said(run(*given, f"hf:{tmp_path}", code=2))
+
+
+def test_documented(folder):
+    page = Path(__file__).resolve().parent.parent / "docs" / "models.md"
+    if not page.is_file():
+        pytest.skip("there is no documentation here")
+    codes = re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), re.S)
+    assert codes
+    for code in codes:
+        exec(code, {"FOLDER": folder, "PHOTO": CAT})
