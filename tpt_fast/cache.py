@@ -16,6 +16,7 @@ from .config import TuneConfig, TuneOptions
 from .methods.objective import ObjectiveFunction
 from .models import read
 from .models.module import unwrapped
+from .prompting.cocoop import CoCoOp
 from .result import TuneResult
 from .text.prompts import check_classnames
 from .tuner import Tuner
@@ -130,8 +131,10 @@ def _hashable(value: Any) -> Hashable:
     return value
 
 
-def _identity(ctx: Tensor | str | os.PathLike | None) -> tuple:
+def _identity(ctx: Tensor | CoCoOp | str | os.PathLike | None) -> tuple:
     """What changes where the context does."""
+    if isinstance(ctx, CoCoOp):
+        return id(ctx), *(_version(each) for each in ctx.tensors())
     if isinstance(ctx, Tensor):
         return id(ctx), _version(ctx)
     if ctx is None or not os.path.exists(ctx):

@@ -71,18 +71,18 @@ class Clip:
         """Where the model is, and everything runs."""
         return self.scale.device
 
-    def encode(self, views: Tensor) -> Tensor:
+    def encode(self, views: Tensor, normalise: bool = True) -> Tensor:
         """Features of the views of B images.
 
         Args:
             views: [B, N, 3, S, S], or cut into patches, as :meth:`tpt_fast.vision.ImageEncoder.encode` takes them.
 
         Returns:
-            [B, N, D] of length 1, float32 (float64 for a float64 tower).
+            [B, N, D] of length 1 unless not to ``normalise``, float32 (float64 for a float64 tower).
         """
         if self.autocast:  # as published: one image after the other
-            return torch.stack([self.image.encode(each) for each in views])
-        return self.image.encode(views.flatten(0, 1)).view(*views.shape[:2], -1)
+            return torch.stack([self.image.encode(each, normalise) for each in views])
+        return self.image.encode(views.flatten(0, 1), normalise).view(*views.shape[:2], -1)
 
     def __repr__(self) -> str:
         image = f"{self.image.engine} {self.preprocessing.size} px"

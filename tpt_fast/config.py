@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # torch is imported when a TuneConfig is made: the command li
 
     from .methods import Method
     from .methods.choice import Chosen
+    from .prompting.cocoop import CoCoOp
 
 PRECISIONS = ("fp32", "fp16", "bf16")
 ENGINES = ("auto", "packed", "module")  # of the text tower
@@ -50,9 +51,9 @@ class TuneConfig:
         "Number of context vectors for a random start (normal, deviation 0.02, from the seed) instead of ctx_init.",
         None,
     )
-    ctx: Tensor | str | os.PathLike | None = described(
+    ctx: Tensor | CoCoOp | str | os.PathLike | None = described(
         "Context to start from, before ctx_init: a float tensor [n_ctx, width], class-specific [C, n_ctx, width],"
-        " or the path of a CoOp checkpoint.",
+        " a tpt_fast.prompting.CoCoOp, or the path of a checkpoint of CoOp's or CoCoOp's.",
         None,
     )
     precision: str = described(
@@ -123,19 +124,20 @@ class TuneConfig:
             ValueError: as for TuneConfig.
         """
         from .methods import SHARED
-        from .methods.choice import make_with_own
+        from .methods.choice import choose, make_with_own
 
         known = {each.name for each in fields(cls)}
         own = {name: options.pop(name) for name in [*options] if name not in known}
-        config = cls(**options)
         if not own:
-            return config
-        made = make_with_own(config._chosen(), own, {name: getattr(config, name) for name in SHARED})
+            return cls(**options)
+        shared = {each.name: options.get(each.name, each.default) for each in fields(cls) if each.name in SHARED}
+        made = make_with_own(choose(options.get("method", "tpt")), own, shared)
         return cls(**options | {"method": made if len(made) > 1 else next(iter(made.values()))})
 
     def __post_init__(self) -> None:
         from torch import Tensor
 
+        from .prompting.cocoop import CoCoOp
         from .views.decode import DECODERS
 
         check_integer("n_views", self.n_views, 2)
@@ -147,7 +149,7 @@ class TuneConfig:
             raise TypeError(f"ctx_init: expected a string, got {type(self.ctx_init).__name__}")
         if self.n_ctx is not None:
             check_integer("n_ctx", self.n_ctx, 1)
-        if self.ctx is not None and not isinstance(self.ctx, (Tensor, str, os.PathLike)):
+        if self.ctx is not None and not isinstance(self.ctx, (Tensor, CoCoOp, str, os.PathLike)):
             raise TypeError(f"ctx: expected a tensor or the path of a CoOp checkpoint, got {type(self.ctx).__name__}")
         check_choice("precision", self.precision, PRECISIONS)
         check_integer("seed", self.seed, 0, MAX_SEED)
@@ -245,7 +247,7 @@ class TuneOptions(MethodOptions, total=False):
     weight_decay: float
     ctx_init: str
     n_ctx: int | None
-    ctx: Tensor | str | os.PathLike | None
+    ctx: Tensor | CoCoOp | str | os.PathLike | None
     precision: str
     seed: int
     views: str

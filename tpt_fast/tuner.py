@@ -23,7 +23,7 @@ from .methods import Answer, Method
 from .methods.objective import ObjectiveFunction, check_objective
 from .methods.tpt import Tpt
 from .models.preprocessing import Preprocessing
-from .prompting.coop import load_ctx
+from .prompting.cocoop import CoCoOp, load_start
 from .result import TuneResult, failed
 from .stream import Prepared, Steps, stream
 from .text import TextEncoder
@@ -104,7 +104,13 @@ class Tuner:
             TypeError, ValueError: names or a context that do not fit; the old list stays.
         """
         config, clip, names = self.config, self.clip, check_classnames(classnames)
-        ctx = None if config.ctx is None else load_ctx(config.ctx, clip.text.width)
+        ctx = start = None
+        if config.ctx is not None:  # the published code feeds CoCoOp's net the feature as the tower gives it
+            ctx = load_start(config.ctx, clip.text.width, normalised=not config.strict_official)
+        if isinstance(ctx, CoCoOp):
+            if self.method.online:
+                raise ValueError(f"ctx: expected one for all images with method {self.method.name!r}, got CoCoOp's")
+            start, ctx = ctx, ctx.ctx
         different = list(dict.fromkeys(names))
         if ctx is not None and ctx.dim() == 3:  # class-specific contexts tell equal names apart
             different = list(names)
@@ -120,6 +126,13 @@ class Tuner:
         if not clip.autocast:
             text.initial()
         classes = Classes.of(names, text, clip.scale, clip.bias)
+        if start is not None:
+            width, wanted = text.initial()[0].shape[-1], start.weight1.shape[1]
+            if width != wanted:
+                raise ValueError(
+                    f"ctx: CoCoOp's net expects image features of width {wanted}; the model's have {width}"
+                )
+            classes = replace(classes, start=start.to(text.ctx_init))
         with torch.no_grad():
             self.method.prepare(classes)
         # Autograd runs a module's backward pass on the stream of its forward pass, which is not the capture's.
@@ -271,6 +284,12 @@ class Tuner:
             )
         if not features.isfinite().all():
             raise ValueError("features: expected finite values, got NaN or infinity")
+        start = self._loop.classes.start
+        if start is not None and not start.normalised:
+            raise ValueError(
+                "features: expected views in their place, for this CoCoOp's net reads the features' lengths; "
+                "CoCoOp.load(path, normalised=True) is as it was trained"
+            )
         batch = features.detach().to(self.device, self.clip.text.dtype)
         results = self._results(self._loop, batch if features.dim() == 3 else batch[None], Stages(), encoded=True)
         return results if features.dim() == 3 else results[0]
@@ -381,13 +400,16 @@ class Tuner:
                 bundle = loop.graphs(lambda given: run(given, Stages()), given)
         with stages("predict"):
             found = bundle.to_cpu()
+        starts = found.pop("ctx_init", None)
         timings = {name: seconds / len(given) for name, seconds in stages.seconds.items()}
         timings["total"] = sum(timings.values())
         of_method: dict[str, dict[str, Tensor]] = {}
         for name, value in found.items():
             method, _, what = name.rpartition("/")
             of_method.setdefault(method or self.method.name, {})[what] = value
-        made = {name: self._made(loop, name, found, timings, views) for name, found in of_method.items()}
+        if starts is None:
+            starts = loop.start.expand(len(given), *loop.start.shape)
+        made = {name: self._made(loop, name, found, timings, views, starts) for name, found in of_method.items()}
         first = made.pop(self.method.name)
         return [
             replace(result, others={name: results[i] for name, results in made.items()}) if made else result
@@ -395,7 +417,13 @@ class Tuner:
         ]
 
     def _made(
-        self, loop: _Loop, method: str, found: dict[str, Tensor], timings: dict[str, float], views: list[Tensor] | None
+        self,
+        loop: _Loop,
+        method: str,
+        found: dict[str, Tensor],
+        timings: dict[str, float],
+        views: list[Tensor] | None,
+        starts: Tensor,
     ) -> list[TuneResult]:
         """Of what one method has found, on the CPU, a result for each image."""
         logits, before, usable = (found.pop(name) for name in ("logits", "zero_shot_logits", "usable"))
@@ -406,7 +434,7 @@ class Tuner:
                 classnames=loop.classes.names,
                 logits=logits[i],
                 zero_shot_logits=before[i],
-                ctx_init=loop.start.clone(),
+                ctx_init=starts[i].clone(),
                 status="tuned" if good else "skipped",
                 method=method,
                 extra={name: value[i] for name, value in extra.items()},
@@ -424,20 +452,27 @@ class Tuner:
         Args:
             given: views [B, N, ...], or features [B, N, D] where they are ``encoded``.
         """
+        start, starts = classes.start, {}
+        as_it_is = start is not None and not start.normalised
         if not encoded:
             with stages("encode"):
-                given = self.clip.encode(given)
+                given = self.clip.encode(given, normalise=not as_it_is)
+        if start is not None:
+            with stages("start"):
+                classes = classes.started(given[:, 0], keep=self.method.gradient == Method.gradient)
+                starts["ctx_init"] = classes.text.ctx_init
+                given = nn.functional.normalize(given, dim=-1) if as_it_is else given
         answer = self.method(given, classes, stages)
-        named = _tensors(answer)
+        named = starts | _tensors(answer)
         for name, other in answer.others.items():
             named |= {f"{name}/{what}": value for what, value in _tensors(other).items()}
         return Bundle.of({name: value.float() if value.is_floating_point() else value for name, value in named.items()})
 
     def _at_once(self) -> int:
         """How many images fit in memory together: their views, twice during a call, and what further steps keep."""
-        size, text = self.clip.preprocessing.size, self._loop.classes.text
+        size, text, own = self.clip.preprocessing.size, self._loop.classes.text, self._loop.classes.start is not None
         bytes_each = 2 * self.clip.image.dtype.itemsize * 3 * self.config.n_views * size**2
-        if self.method.keeps_activations:
+        if self.method.keeps_activations or (own and self.method.gradient == Method.gradient):
             bytes_each += text.describe()["kept_bytes"]
         budget = free_bytes(text.device) // 3
         if text.device.type == "cpu":  # more would gain nothing there
@@ -455,6 +490,8 @@ class Tuner:
             "resampling": pass_order(),
         }
         reasons = {"why text": text.why_module, "why image": image.why_module}
+        if loop.classes.start is not None:
+            engines["start"] = "CoCoOp" + ("" if loop.classes.start.normalised else ", features as they are")
         return engines | {name: why for name, why in reasons.items() if why}
 
     def __repr__(self) -> str:

@@ -22,7 +22,7 @@ _TYPES: dict[str, Any] = {
     "int | None": int | None,
     "str": str,
     "str | Method | Sequence[str | Method] | Mapping[str, Method]": str,
-    "Tensor | str | os.PathLike | None": Path | None,
+    "Tensor | CoCoOp | str | os.PathLike | None": Path | None,
 }
 
 

@@ -17,6 +17,9 @@ from ._images import find_images
 from ._options import FieldOptions, own_options
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..prompting.cocoop import CoCoOp
     from ..tuner import Tuner
     from ._results_file import ResultsFile
 
@@ -27,7 +30,7 @@ _FIELDS = FieldOptions(
     panels=dict.fromkeys(("precision", "engine", "activations", "decoder", "cuda_graphs"), _MODEL),
     renamed={"n_views": "views", "views": "augment"},
     meanings={
-        "ctx": "Start from a CoOp checkpoint instead.",
+        "ctx": "Start from a checkpoint of CoOp or CoCoOp instead.",
         "method": "What is done with the views; `tpt-fast methods` shows the names. With commas several.",
     },
 )
@@ -160,7 +163,7 @@ def _tuner(loaded: _models.Loaded, names: list[str], config: TuneConfig) -> Tune
 
     from .._machine import free_bytes
     from ..clip import Clip
-    from ..prompting.coop import load_ctx
+    from ..prompting.cocoop import load_start
     from ..tuner import Tuner
 
     with _shared.waiting("encoding the class names"):
@@ -174,7 +177,8 @@ def _tuner(loaded: _models.Loaded, names: list[str], config: TuneConfig) -> Tune
             )
         if config.ctx is not None:
             with _shared.usage("--ctx", anything=True):
-                config = replace(config, ctx=load_ctx(config.ctx, clip.text.width))
+                start = load_start(config.ctx, clip.text.width, normalised=not config.strict_official)
+                config = replace(config, ctx=start)
         with _shared.usage(_FIELDS.option_in):
             tuner = Tuner(clip, names, config)
         one = tuner.prepare(torch.zeros(8, 8, 3, dtype=torch.uint8), torch.tensor([[0, 0, 8, 8, 0]])).views[0].nbytes
@@ -195,8 +199,16 @@ def _results_file(out: Path, resume: bool, tuner: Tuner, made_with: dict[str, An
     if not isinstance(options["--method"], str):  # with options of its own
         options["--method"] = repr(options["--method"])
     if (ctx := options["--ctx"]) is not None:
-        options["--ctx"] = hashlib.sha256(ctx.contiguous().numpy().tobytes()).hexdigest()
+        options["--ctx"] = _digest(ctx)
     return ResultsFile(out, {"classes": list(tuner.classnames), **made_with, **options}, resume)
+
+
+def _digest(ctx: Tensor | CoCoOp) -> str:
+    from ..prompting.cocoop import CoCoOp
+
+    parts = ctx.tensors() if isinstance(ctx, CoCoOp) else (ctx,)
+    digest = hashlib.sha256(b"".join(each.contiguous().numpy().tobytes() for each in parts)).hexdigest()
+    return f"{digest}, features as they are" if isinstance(ctx, CoCoOp) and not ctx.normalised else digest
 
 
 def _weights(pretrained: str | None) -> dict[str, str | None]:

@@ -41,11 +41,13 @@ class Tps(Tpt):
 
 
 class _Shifted:
-    """Class features unit(P + d): prototypes P [U, D] and a shift d, [U, D] or for all [1, D]."""
+    """Class features unit(P + d): prototypes P [U, D] and a shift d, [U, D] or for all [1, D].
+
+    Where each image has prototypes of its own there are B of either."""
 
     def __init__(self, prototypes: Tensor, per_class: bool) -> None:
         self._prototypes, self.storage = prototypes, prototypes.dtype
-        self.ctx_init = torch.zeros_like(prototypes[: None if per_class else 1])
+        self.ctx_init = torch.zeros_like(prototypes[..., : None if per_class else 1, :])
 
     def initial(self) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         return self.forward(self.ctx_init, True)

@@ -26,11 +26,11 @@ from .objective import ObjectiveFunction, check_objective, differentiate
 class Tuned(Protocol):
     """Class features as a function of what is tuned; a :class:`~tpt_fast.TextEncoder` of the context is one."""
 
-    ctx_init: Tensor  #: [n, W] or class-specific [U, n, W]
+    ctx_init: Tensor  #: [n, W] or class-specific [U, n, W]; [B, n, W] where each image has a start of its own
     storage: torch.dtype  #: in which features are computed
 
     def initial(self) -> tuple[Tensor, Any]:
-        """Features [U, D] of :attr:`ctx_init` and their tape."""
+        """Features [U, D] of :attr:`ctx_init`, or [B, U, D], and their tape."""
 
     def forward(self, ctx: Tensor, keep: bool) -> tuple[Tensor, Any]:
         """Features [B, U, D] of B contexts, and with ``keep`` their tape."""
@@ -116,7 +116,9 @@ class Tpt(Method):
     def __call__(self, images: Tensor, classes: Classes, stages: Stages) -> Answer:
         tuned = self.tuned(classes)
         features, tape = tuned.initial()
-        start = tuned.ctx_init.expand(len(images), *tuned.ctx_init.shape)
+        start = tuned.ctx_init
+        if features.dim() == 2:  # the same for all
+            start = start.expand(len(images), *start.shape)
         ctx, grad = start, torch.zeros_like(start)
         moments: tuple[Tensor, ...] = ()
         doubtful = images.new_zeros(len(images))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from .encoder import TextEncoder
+from ..prompting.cocoop import CoCoOp
+from .encoder import StartedText, TextEncoder
 
 Kept = TypeVar("Kept")
 
@@ -24,6 +25,7 @@ class Classes:
     bias: Tensor | None = None  #: [], the model's logit bias, of models trained by a sigmoid loss
     inverse: Tensor | None = None  #: int64 [C], which of the different names each is; None if no name repeats
     places: tuple[Tensor, ...] = ()  #: how names that repeat are summed, see :func:`_repeats`; empty if none does
+    start: CoCoOp | None = None  #: where it depends on the image what its prompt starts from
     kept: dict[Hashable, Any] = field(default_factory=dict, compare=False, repr=False)  #: once()
 
     @classmethod
@@ -33,6 +35,17 @@ class Classes:
         if len(different) == len(names):
             return cls(names, text, scale, bias)
         return cls(names, text, scale, bias, *_repeats(names, different, text.device))
+
+    def started(self, features: Tensor, keep: bool) -> Classes:
+        """The list as B images see it, each with a prompt of its own to start from.
+
+        Args:
+            features: [B, D] of their view 0, as :attr:`start` takes them.
+            keep: whether a backward pass from there will come.
+        """
+        assert self.start is not None
+        text: Any = StartedText(self.text, self.start(features), keep)
+        return replace(self, text=text)
 
     def scaled(self, images: Tensor) -> Tensor:
         """Features of views times the logit scale, as :meth:`logits` takes them."""
@@ -97,7 +110,8 @@ class Classes:
     def tensors(self) -> list[Tensor]:
         """What the list holds beside the text tower."""
         kept = [each for value in self.kept.values() for each in (value if isinstance(value, tuple) else (value,))]
-        return [*([] if self.inverse is None else [self.inverse]), *self.places, *kept]
+        start = () if self.start is None else self.start.tensors()
+        return [*([] if self.inverse is None else [self.inverse]), *self.places, *start, *kept]
 
 
 _TOGETHER = 16  # repeats that one sum takes: a table as wide as the most repeats would be U times that

@@ -192,6 +192,28 @@ class TextEncoder:
             raise ValueError(f"ctx: expected {expected} or [B, {str(expected)[1:]}, got {list(ctx.shape)}")
 
 
+class StartedText:
+    """A :class:`TextEncoder` of B images, each of which starts from a context of its own.
+
+    Args:
+        ctx_init: [B, n_ctx, W].
+        keep: whether a backward pass from these contexts will come.
+    """
+
+    def __init__(self, text: TextEncoder, ctx_init: Tensor, keep: bool) -> None:
+        self._text, self._keep, self.ctx_init = text, keep, ctx_init.to(text.dtype)
+        self._found: tuple[Tensor, Tape | None] | None = None
+
+    def initial(self) -> tuple[Tensor, Any]:
+        """Features [B, C, D] and their tapes, computed at the first call."""
+        if self._found is None:
+            self._found = self._text.forward(self.ctx_init, self._keep)
+        return self._found
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._text, name)
+
+
 class _Encode(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, context: Tensor, encoder: TextEncoder) -> Tensor:

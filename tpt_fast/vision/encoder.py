@@ -68,8 +68,8 @@ class ImageEncoder:
         return self._tower.tensors()
 
     @torch.no_grad()
-    def encode(self, views: Tensor) -> Tensor:
-        """Features of length 1.
+    def encode(self, views: Tensor, normalise: bool = True) -> Tensor:
+        """Features of length 1, or as the tower gives them.
 
         Args:
             views: [N, 3, S, S] floating point, normalised, on the model's device; or cut into patches,
@@ -81,7 +81,8 @@ class ImageEncoder:
         Raises:
             ValueError: views of another shape.
         """
-        return self._in_groups(self._tower.encode, views)
+        features = self._in_groups(self._tower.encode, views)
+        return nn.functional.normalize(features, dim=-1) if normalise else features
 
     @torch.no_grad()
     def encode_patches(self, views: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -101,7 +102,7 @@ class ImageEncoder:
         self.patch_grid()
         tower = self._tower
         assert isinstance(tower, VitTower)
-        return self._in_groups(lambda group: tower.encode_patches(group, bias), views)
+        return nn.functional.normalize(self._in_groups(lambda group: tower.encode_patches(group, bias), views), dim=-1)
 
     def patch_grid(self) -> int:
         """Patches along a side of a view.
@@ -122,7 +123,7 @@ class ImageEncoder:
             raise ValueError(f"views: expected {expected}, got {list(views.shape)}")
         groups = max(1, -(-len(views) // self._tower.at_once(views.device)))
         features = torch.cat([encode(group.to(self.dtype)) for group in views.tensor_split(groups)])
-        return nn.functional.normalize(features.to(accumulation_dtype(self.dtype)), dim=-1)
+        return features.to(accumulation_dtype(self.dtype))
 
     def whole(self, views: Tensor) -> Tensor:
         """[N, 3, S, S] of views that may be cut into patches."""
