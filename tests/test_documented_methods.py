@@ -38,6 +38,24 @@ def test_methods_side_by_side(given, capsys):
     assert not torch.equal(given["result"].entropies[1:], crops.entropies[1:])
 
 
+def test_learned_prompts(given, tmp_path):
+    width, folder = given["model"].token_embedding.weight.shape[1], tmp_path / "prompt_learner"
+    folder.mkdir()
+    net = {"linear1.weight": (8, given["model"].text_projection.shape[1]), "linear1.bias": (8,)}
+    net |= {"linear2.weight": (width, 8), "linear2.bias": (width,)}
+    state = {"ctx": torch.randn(4, width) * 0.02}
+    torch.save({"state_dict": state, "epoch": 50}, folder / "model.pth.tar-50")
+    state |= {f"meta_net.{name}": torch.randn(shape) * 0.02 for name, shape in net.items()}
+    torch.save({"state_dict": state, "epoch": 10}, folder / "model.pth.tar-10")
+    coop, cocoop, published = blocks("learned-prompts.md")
+    exec(coop, given)
+    assert torch.equal(given["result"].ctx_init, state["ctx"])
+    exec(cocoop, given)
+    assert not torch.equal(given["result"].ctx_init, state["ctx"])
+    exec(published, given)
+    assert not given["tuner"].classes.start.normalised
+
+
 def test_own_method(given, capsys):
     (code,) = blocks("own-method.md")
     body = code.partition("def __call__")[2].partition("\n\n")[0]
