@@ -28,6 +28,7 @@ from .result import TuneResult, failed
 from .stream import Prepared, Steps, stream
 from .text import TextEncoder
 from .text.classes import Classes
+from .text.jacobian import Track
 from .text.prompts import check_classnames
 from .views.crops import draw_boxes
 from .views.decode import UNREADABLE, ImageLike, load_image
@@ -293,6 +294,29 @@ class Tuner:
         batch = features.detach().to(self.device, self.clip.text.dtype)
         results = self._results(self._loop, batch if features.dim() == 3 else batch[None], Stages(), encoded=True)
         return results if features.dim() == 3 else results[0]
+
+    def keep_jacobian(self, track: Track = iter) -> None:
+        """Make the first backward pass of every image one matrix product, for this class list, as long as it stays.
+
+        The gradient at the initial context is linear in that of the class features; what it is linear by, 4 C D n_ctx W
+        bytes (4.2 GB for 1000 classes of ViT-B/16), is made by D backward passes, each some 1.6 times as long as an
+        image's. An image with one step then needs half of the text tower's work, so it is for thousands of images on
+        features that were kept, best in batches (:meth:`tune_features`), for which it is read once.
+
+        Args:
+            track: passes on the D steps, as progress bars do: ``tuner.keep_jacobian(tqdm.tqdm)``.
+
+        Raises:
+            ValueError: it does not fit in memory, or the method or the context has no use for it.
+        """
+        loop = self._loop
+        if self.method.gradient != Method.gradient or loop.classes.start is not None or self.clip.autocast:
+            why = (
+                "each image starts from a context of its own" if loop.classes.start else "no gradient goes to a context"
+            )
+            raise ValueError(f"method: expected one whose images share their first backward pass; {why}")
+        loop.classes.text.keep_jacobian(track)
+        self._loop = loop._replace(graphs=None if loop.graphs is None else Graphs())
 
     def memory(self) -> Memory:
         """What this Tuner holds between calls, part by part: bytes of its own, bytes shared with the model, and why.

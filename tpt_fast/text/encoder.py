@@ -14,6 +14,7 @@ from .._checks import check_choice
 from .._modes import ON_THE_CPU, plain_modes
 from ..config import ACTIVATIONS
 from ..prompting.coop import load_ctx
+from .jacobian import Jacobian, Track
 from .prompts import Tokenizer, build_prompts, check_classnames
 from .tower import Tape, TextTower
 
@@ -97,7 +98,7 @@ class TextEncoder:
         self.ctx_init = given.to(self.device, self.dtype, copy=True)  # the caller may go on changing what was given
 
         self._bound, self.why_module = tower.bind(self.prompts, self.ctx_init, activations == "keep")
-        self._initial: tuple[Tensor, Tape] | None = None
+        self._initial: tuple[Tensor, Tape | Jacobian] | None = None
         self._lock = threading.Lock()
 
     @property
@@ -115,7 +116,10 @@ class TextEncoder:
 
     def kept(self) -> list[Tensor]:
         """Activations of the initial context, for the first backward pass."""
-        return [] if self._initial is None else [self._initial[0], *self._bound.tape_tensors(self._initial[1])]
+        if self._initial is None:
+            return []
+        features, tape = self._initial
+        return [features, *([tape.rows] if isinstance(tape, Jacobian) else self._bound.tape_tensors(tape))]
 
     def tensors(self) -> list[Tensor]:
         """What this encoder holds beside :meth:`weights` and :meth:`kept`."""
@@ -137,12 +141,29 @@ class TextEncoder:
 
     # --- for the Tuner: no graph, activations shared between images
 
-    def initial(self) -> tuple[Tensor, Tape]:
+    def initial(self) -> tuple[Tensor, Tape | Jacobian]:
         """Features [C, D] of :attr:`ctx_init` and their tape, computed once and shared by every image and thread."""
         with self._lock:
             if self._initial is None:
                 self._initial = self.forward(self.ctx_init, keep=True)
         return self._initial
+
+    @plain_modes
+    @torch.no_grad()
+    def keep_jacobian(self, track: Track = iter) -> None:
+        """Replace the tape of :meth:`initial` by a :class:`~tpt_fast.text.jacobian.Jacobian`: backward passes from
+        there become a matrix product, whose sums are rounded in another order.
+
+        Args:
+            track: passes on the D steps that it takes, as progress bars do.
+
+        Raises:
+            ValueError: it does not fit in memory.
+        """
+        features, _ = self.initial()
+        each = self.ctx_init if self.ctx_init.ndim == 3 else self.ctx_init.expand(len(features), *self.ctx_init.shape)
+        bound, _ = self.tower.bind(self.prompts, each, True)
+        self._initial = features, Jacobian.make(bound, features, self.ctx_init, each.contiguous(), track)
 
     @plain_modes
     @torch.no_grad()
@@ -157,7 +178,7 @@ class TextEncoder:
 
     @plain_modes
     @torch.no_grad()
-    def backward(self, tape: Tape, grad_features: Tensor) -> Tensor:
+    def backward(self, tape: Tape | Jacobian, grad_features: Tensor) -> Tensor:
         """Gradient with respect to the context of ``tape``, from that of its features.
 
         Args:
@@ -168,6 +189,8 @@ class TextEncoder:
         Returns:
             [n_ctx, W] or [B, n_ctx, W] in the type of :attr:`ctx_init`.
         """
+        if isinstance(tape, Jacobian):
+            return tape.backward(grad_features.to(self.dtype))
         if grad_features.ndim == 2:
             return self._bound.backward(tape, grad_features)
         tapes = tape if isinstance(tape, list) else [tape] * len(grad_features)
