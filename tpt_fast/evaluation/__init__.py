@@ -1,0 +1,1 @@
+"""Evaluation: image sets, runs, features kept, metrics, report."""
