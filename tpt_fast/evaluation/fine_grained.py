@@ -140,7 +140,9 @@ def _read_split(known: Known, file: Path) -> tuple[Split, bool]:
     form = 'expected {"train": [[path, label, name], ...], "val": ..., "test": ...}'
     try:
         parts: Any = json.loads(content)
-        listed = {part: [(str(path), int(label), str(name)) for path, label, name in parts[part]] for part in parts}
+        listed = {
+            part: [(str(path), int(label), str(name)) for path, label, name in rows] for part, rows in parts.items()
+        }
         test = listed["test"]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{known.id}: {file} is no split file: {form} ({type(error).__name__}: {error})") from error
