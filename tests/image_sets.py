@@ -33,7 +33,8 @@ def write(path: Path, content: bytes | str = JPEG) -> Path:
 def make_kin(id: str, folder: Path) -> None:
     """A folder for each class with one image, and what lies beside the folders in the archive."""
     for label, wnid in enumerate(synsets(SETS[id].synsets)):
-        write(folder / (str(label) if id == "imagenet_v2" else wnid) / f"{wnid}_{label}.JPEG")
+        file = f"ILSVRC2012_val_{label + 1:08}" if id == "imagenet" else f"{wnid}_{label}"
+        write(folder / (str(label) if id == "imagenet_v2" else wnid) / f"{file}.JPEG")
     write(folder / "README.txt", "of the archive")
 
 

@@ -1,14 +1,16 @@
-"""The code of docs/how-to on methods, objectives and maps runs as it stands there."""
+"""The code of docs/how-to on methods, objectives, maps and image sets runs as it stands there."""
 
 import re
 from pathlib import Path
 
+import image_sets
 import models
 import pytest
 import torch
 
 import tpt_fast
 from tpt_fast import demo
+from tpt_fast.evaluation import folders
 
 HOW_TO = Path(__file__).resolve().parent.parent / "docs" / "how-to"
 
@@ -89,3 +91,26 @@ def test_maps(given):
     assert torch.equal(*given["maps"])
     assert not given["tuned"].equal(given["scores"])
     tpt_fast.tune.cache_clear()
+
+
+def test_image_sets(given, capsys, monkeypatch, tmp_path):
+    image_sets.as_small(monkeypatch, "imagenet_a")
+    image_sets.make_kin("imagenet_a", tmp_path / "datasets" / "imagenet-a")
+    given["images"] = photos = folders.open_folder(_photos(tmp_path / "photos"))
+    opened, table, look = blocks("image-sets.md")
+    exec(opened, given)
+    assert capsys.readouterr().out.splitlines()[0] == "imagenet_a 200 200 ()"
+    (tmp_path / "other.jpg").write_bytes(image_sets.JPEG)
+    exec(table, given)
+    assert capsys.readouterr().out == "['cat', 'dog']\n"
+    given["images"] = photos
+    exec(look, given)
+    assert capsys.readouterr().out.endswith(" None\n")
+    assert given["found"].images == len(photos)
+
+
+def _photos(folder):
+    """A folder for each class of the demo's photographs."""
+    for file, name in demo.PHOTOS.items():
+        image_sets.write(folder / name.replace(" ", "_") / file, (demo.PHOTO_FOLDER / file).read_bytes())
+    return folder

@@ -42,11 +42,15 @@ def test_imagenet_and_its_kin(id, tmp_path, monkeypatch):
         assert [note[:7] for note in images.notes] == ["classes"] * (known.classes == 1000)  # two names stand twice
         assert len(images) == len(images.classnames) == known.classes
         for i in range(len(images)):
-            wnid = Path(images.id(i)).stem.split("_")[0]
+            inside = images.id(i).split("/")[0]
+            wnid = thousand[int(inside)] if id == "imagenet_v2" else inside
             assert images.classnames[images.label(i)] == IMAGENET_CLASSNAMES[thousand.index(wnid)]
             assert wnids[images.label(i)] == wnid
         assert Path(images.image(5)) == place / images.id(5)
     assert load_image(images.image(0)).shape == (8, 8, 3)
+    lower = open_set(id, place)
+    assert lower.notes[0].startswith(f"root is a level off: {id} is in {place}, expected ")
+    assert (lower.digest, lower.source) == (images.digest, images.source)
 
 
 @pytest.mark.parametrize(("id", "folder"), FOLDERS, ids=[f"{id}-{folder}" for id, folder in FOLDERS])

@@ -181,6 +181,18 @@ def test_tars(where, shards):
     assert len(open_set(shards / "test" / "9.tar")) == 2
 
 
+def test_tars_beside_folders(tmp_path):
+    """Archives that have been unpacked where they are."""
+    for name in ("cat", "dog"):
+        write(tmp_path / "set" / name / "1.jpg")
+    write(tmp_path / "set" / "cat.tar", b"")
+    with pytest.raises(
+        ValueError, match=r"has tars \(cat.tar\) and folders \(cat, dog\): name a tar, or .* imagefolder:"
+    ):
+        open_set(tmp_path / "set")
+    assert open_set(f"imagefolder:{tmp_path / 'set'}").classnames == ("cat", "dog")
+
+
 def test_tars_that_are_refused(shards):
     (shards / "test" / "9.tar").unlink()
     with pytest.raises(ValueError, match=r"expected 3 tars, as nshards.txt says, found 2"):

@@ -199,9 +199,10 @@ def _timm_lines(file: str) -> list[str]:
 
 
 def _flat(folder: Path) -> bool:
+    """All images in one folder, which is not that of a class."""
     with os.scandir(folder) as entries:
-        first = next((entry for entry in entries if entry.name.startswith("ILSVRC2012_val_")), None)
-    return first is not None
+        named = any(entry.name.startswith("ILSVRC2012_val_") for entry in entries)
+    return named and not _WNID.fullmatch(folder.name)
 
 
 def _labels_of_flat(folder: Path) -> tuple[dict[str, str], Path]:

@@ -36,9 +36,10 @@ def locate(name: str, root: Path, folders: Sequence[str], share: Callable[[Path]
         if share(best) > 0:
             return Place(best, None)
     found: dict[str, Path] = {}
-    for path in _around(root, folders):
-        if path not in inside and share(path) >= 0.5:
-            found.setdefault(os.path.realpath(path), path)
+    for around in (_too_low, _too_high):
+        if not found:
+            there = (path for path in around(root, folders) if path not in inside and share(path) >= 0.5)
+            found = {os.path.realpath(path): path for path in there}
     if len(found) > 1:
         raise ValueError(
             f"{name}: {what} may be in any of {checks.some(found.values())}; expected one of {', '.join(folders)} "
@@ -71,15 +72,22 @@ def _shown(name: str) -> bool:
     return not name.startswith(".") and name != "__MACOSX"
 
 
-def _around(root: Path, folders: Sequence[str]) -> Iterator[Path]:
-    ends = dict.fromkeys("/".join(parts[i:]) for parts in map(_parts, folders) for i in range(1, len(parts)))
+def _ends(folders: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys("/".join(parts[i:]) for parts in map(_parts, folders) for i in range(1, len(parts))))
+
+
+def _too_low(root: Path, folders: Sequence[str]) -> Iterator[Path]:
     yield root
-    for end in ends:
+    for end in _ends(folders):
         yield from _matching(root, end)
+
+
+def _too_high(root: Path, folders: Sequence[str]) -> Iterator[Path]:
     for name in subfolders(root):
-        yield root / name
-        for relative in (*folders, *ends):
-            yield from _matching(root / name, relative)
+        if os.access(root / name, os.R_OK | os.X_OK):
+            yield root / name
+            for relative in (*folders, *_ends(folders)):
+                yield from _matching(root / name, relative)
 
 
 def _parts(relative: str) -> list[str]:

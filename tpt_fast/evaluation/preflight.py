@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 if TYPE_CHECKING:
     from .sets import ImageSet
@@ -54,18 +55,18 @@ class Preflight:
 
 def preflight(
     images: ImageSet,
-    predict: Callable[[np.ndarray], np.ndarray],
+    predict: Callable[[np.ndarray], npt.ArrayLike],
     *,
     seed: int = 0,
 ) -> Preflight:
     """Ask a model about a few hundred images of all classes, and again about classes that seem to be others.
 
     Args:
-        images: of which the labels, the names and the classnames count here.
+        images: of which only the labels and names are read here.
         predict: from places of images, int64 [n], to their classes, integers [n], or to logits [n, C].
         seed: of the choice of images.
     """
-    labels = np.asarray(images.labels)
+    labels = np.fromiter(map(images.label, range(len(images))), np.int64, len(images))
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(labels))
     asked = _choose(labels[order], max(1, _IMAGES // _PER_CLASS))
@@ -141,7 +142,7 @@ def _more(labels: np.ndarray, order: np.ndarray, asked: np.ndarray, classes: Seq
     return np.concatenate(found)
 
 
-def _answers(predict: Callable[[np.ndarray], np.ndarray], places: np.ndarray, classes: int) -> np.ndarray:
+def _answers(predict: Callable[[np.ndarray], npt.ArrayLike], places: np.ndarray, classes: int) -> np.ndarray:
     if not len(places):
         return np.empty(0, np.int64)
     found = np.asarray(predict(places))

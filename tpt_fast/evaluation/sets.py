@@ -162,21 +162,23 @@ def open_set(
     known = canonical(written)
     if known is not None:
         if root is None:
-            raise ValueError(f"root: expected the folder that has {known}, got None")
+            raise ValueError(
+                f"root: expected the folder that has {known}, got None; a folder of that name is ./{written}"
+            )
         folder = checks.folder("root", root)
-        if known.startswith("tiny-imagenet") or known.startswith("cifar"):
+        id = known.removesuffix("-official")
+        if id not in SETS:
             from . import small
 
-            return small.open_small(known, folder)
-        if known in SETS and SETS[known].split is None and not SETS[known].official:
+            return small.open_small(id, folder)
+        if SETS[id].synsets is not None:
             from . import folders
 
-            return folders.open_known(SETS[known], folder, subset=subset)
+            return folders.open_known(SETS[id], folder, subset=subset)
         from . import fine_grained
 
-        id, _, official = known.partition("-")
         return fine_grained.open_known(
-            SETS[id], folder, as_published=as_published, subset=subset, splits=splits, official=bool(official)
+            SETS[id], folder, as_published=as_published, subset=subset, splits=splits, official=known != id
         )
     path = Path(written.removeprefix("imagefolder:")).expanduser()
     ending = path.suffix.lower()

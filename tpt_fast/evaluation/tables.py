@@ -70,8 +70,6 @@ def _csv(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def _parquet(path: Path) -> Iterator[tuple[str, str]]:
-    import numpy as np
-
     file = _open_parquet(path)
     _columns(file.schema_arrow.names, path)
     label = file.schema_arrow.field("label").type
@@ -80,7 +78,7 @@ def _parquet(path: Path) -> Iterator[tuple[str, str]]:
     for batch in file.iter_batches(batch_size=8192, columns=list(_COLUMNS)):
         paths, labels = (batch.column(name).to_pylist() for name in _COLUMNS)
         for one, other in zip(paths, labels):
-            yield one or "", "" if other is None else str(int(other) if isinstance(other, np.integer) else other)
+            yield one or "", "" if other is None else str(other)
 
 
 def _columns(header: Sequence[str], path: Path) -> list[int]:

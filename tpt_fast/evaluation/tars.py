@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from . import checks
 from .folders import path_name
 from .layout import subfolders
 from .names import Labels, given
@@ -20,9 +21,18 @@ _COUNT = "nshards.txt"
 
 
 def find(folder: Path) -> list[Path]:
-    """The tars in a folder, or in its sub-folder ``test``, in the order of their numbers."""
+    """The tars in a folder, or in its sub-folder ``test``, in the order of their numbers.
+
+    Raises:
+        ValueError: archives lie beside folders, which may be what is meant.
+    """
     for place in (folder, folder / "test"):
         if place.is_dir() and (found := [each for each in place.iterdir() if each.suffix.lower() == ".tar"]):
+            if place == folder and (beside := subfolders(folder)):
+                raise ValueError(
+                    f"{folder} has tars ({checks.some(sorted(each.name for each in found), 2)}) and folders "
+                    f"({checks.some(beside, 2)}): name a tar, or the folders as imagefolder:{folder}"
+                )
             return sorted(
                 found, key=lambda each: [int(p) if p.isdecimal() else p for p in re.split(r"(\d+)", each.name)]
             )
@@ -50,8 +60,6 @@ def open_tars(tars: Sequence[Path], folder: Path, classnames: Sequence[str] | No
     from ..views.decode import endings
 
     beside = tars[0].parent
-    if subfolders(beside) and beside == folder and (folder / "test").is_dir() and find(folder / "test"):
-        raise ValueError(f"{folder} has tars and a folder test with tars: name the one that is meant")
     _check_count(tars, beside)
     names = given(classnames, dict.fromkeys([beside, folder, beside.parent]))
     labels, rows = Labels(folder, names), Rows()
