@@ -87,9 +87,12 @@ def find_permutation(
 ) -> tuple[dict[int, int], tuple[tuple[int, int], ...]]:
     """What the labels are mistaken for: the map of a permutation, if it is one, and exchanged pairs.
 
-    A class looks like another if over half of its images, four or more, are answered so, by no other class's too.
-    Labels are permuted if three or more do, and over twice as many as look like themselves: a weak model answers few
-    classes for many labels, which is no permutation. A pair is exchanged if each looks like the other.
+    A class looks like another if over half of its images, four or more, are answered so; that counts where no other
+    class looks like the same one, for a weak model answers few classes for many labels. Labels are permuted if three
+    or more are and over twice as many as look like themselves. Or, for one class that is missing shifts those behind
+    it alone, if five or more, and a quarter as many as look like themselves, look like a class that looks like another
+    in its turn; where similar classes are confused, the one that is answered mostly looks like itself. A pair is
+    exchanged if each looks like the other.
 
     Args:
         labels, predictions: integers [n].
@@ -105,7 +108,9 @@ def find_permutation(
     alone = {i: j for i, j in moved.items() if claimed.count(j) == 1}
     kept = len(likeness) - len(moved)
     pairs = tuple((i, j) for i, j in moved.items() if i < j and moved.get(j) == i)
-    permuted = alone if len(alone) >= 3 and len(alone) > 2 * kept else {}
+    onwards = sum(j in moved for j in alone.values())
+    shifted = onwards >= 5 and 4 * onwards >= kept
+    permuted = alone if len(alone) >= 3 and (len(alone) > 2 * kept or shifted) else {}
     return permuted, pairs
 
 
