@@ -126,6 +126,15 @@ def test_a_root_that_is_the_set(adversarial):
     assert open_set("A", adversarial / "imagenet-a").notes[0].startswith("root is a level off")
 
 
+def test_a_folder_of_one_class_is_no_flat_imagenet(tmp_path, monkeypatch):
+    """The root is the set, but for most of its classes."""
+    as_small(monkeypatch, "imagenet")
+    make_kin("imagenet", tmp_path / "val")
+    for wnid in sorted(os.listdir(tmp_path / "val"))[401:]:
+        shutil.rmtree(tmp_path / "val" / wnid)
+    refused(FileNotFoundError, "^imagenet: expected 1,000 folders of WordNet ids ", "I", tmp_path / "val")
+
+
 def test_two_places(adversarial):
     shutil.copytree(adversarial / "imagenet-a", adversarial / "other")
     os.rename(adversarial / "imagenet-a", adversarial / "one")
