@@ -322,7 +322,8 @@ def test_demo_without_matplotlib(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     result = run("demo", "--json")
     assert [row["file"] for row in rows(result)] == list(demo.PHOTOS)
-    assert "tpt_fast[plot]" in result.stderr
+    assert "pip install matplotlib" in result.stderr
+    assert "tpt-fast tune PHOTO.jpg" in result.stderr
     assert list(tmp_path.iterdir()) == []
     run("demo", "--out", tmp_path / "picture.png", code=3)
 

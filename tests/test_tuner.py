@@ -1,6 +1,7 @@
 """Tuner and tune on real photographs and open_clip models with seeded random weights."""
 
 import copy
+import io
 import math
 import subprocess
 import sys
@@ -354,6 +355,13 @@ def test_plot(tuner, image, tmp_path):
         tuner(image, keep_views=True).plot(tmp_path / "views.pgn")
     with pytest.raises(ValueError, match="holds no views"):
         tuner(image).plot()
+
+
+def test_a_notebook_shows_a_plot(tuner, image):
+    """Without pyplot, whose import is what makes it show other figures."""
+    drawn = Image.open(io.BytesIO(tuner(image, keep_views=True).plot()._repr_png_()))
+    assert drawn.format == "PNG"
+    assert drawn.width > 500
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 from collections.abc import Sequence
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     from .result import TuneResult
 
 
+DPI = 110
+KEPT = "#ff7f0e"
+
+
 def plot(result: TuneResult, path: str | os.PathLike | None = None, classes: int = 8) -> Figure:
     """See :meth:`TuneResult.plot`; the bars show the ``classes`` most probable classes before and after."""
     if result.views is None:
@@ -33,8 +38,8 @@ def plot(result: TuneResult, path: str | os.PathLike | None = None, classes: int
     pixels = ((views - low) / (views.amax((0, 2, 3), keepdim=True) - low).clamp_min(1e-6)).permute(0, 2, 3, 1).numpy()
     columns = min(len(views), 16)
     rows = math.ceil(len(views) / columns)
-    figure = figure_of(figsize=(14, 1.05 * rows + 3.6), layout="constrained")
-    parts: Any = figure.subfigures(2, 1, height_ratios=[1.05 * rows, 3.2])
+    figure = figure_of(figsize=(10, 0.8 * rows + 3.4), layout="constrained")
+    parts: Any = figure.subfigures(2, 1, height_ratios=[0.8 * rows + 0.3, 3.1])
     top, bottom = parts
 
     kept = set(result.selected.tolist()) if "selected" in result.extra else set()
@@ -43,29 +48,35 @@ def plot(result: TuneResult, path: str | os.PathLike | None = None, classes: int
         if view >= len(views):
             continue
         axes.imshow(pixels[view])
-        number = f"{result.entropies[view]:.3f}" if "entropies" in result.extra else str(view)
-        axes.set_title(number, fontsize=7, pad=2, weight="bold" if view in kept else "normal")
+        number = f"{result.entropies[view]:.2f}" if "entropies" in result.extra else str(view)
+        axes.set_title(number, fontsize=9, pad=3, weight="bold" if view in kept else "normal")
         if view in kept:
             axes.add_patch(
-                Rectangle((0, 0), 1, 1, transform=axes.transAxes, fill=False, lw=4, color="#d62728", clip_on=False)
+                Rectangle((0, 0), 1, 1, transform=axes.transAxes, fill=False, lw=4, color=KEPT, clip_on=False)
             )
-    named = "entropy of each view in nats" if "entropies" in result.extra else "views"
+    named = f"{len(views)} views, the first the plain image"
+    if "entropies" in result.extra:
+        named += "; above each its entropy: how unsure the model is, in nats"
     top.suptitle(f"{named}; the {len(kept)} kept are framed" if kept else named, fontsize=10)
 
     axes = bottom.subplots()
     before, after = result.zero_shot_probs, result.probs
     shown = torch.maximum(before, after).argsort(descending=True, stable=True)[:classes].tolist()
     places = range(len(shown))
-    axes.bar([p - 0.2 for p in places], before[shown].tolist(), 0.4, label="before tuning", color="#9db4c8")
-    axes.bar([p + 0.2 for p in places], after[shown].tolist(), 0.4, label="after tuning", color="#1f5f8b")
-    axes.set_xticks(places, [result.classnames[i] for i in shown], parse_math=False)
-    axes.set(ylim=(0, 1), ylabel="probability")
-    title = result.label
+    for offset, probs, when, color in ((-0.2, before, "before", "#9db4c8"), (0.2, after, "after", "#1f5f8b")):
+        lengths = probs[shown].tolist()
+        bars = axes.barh([p + offset for p in places], lengths, 0.4, label=f"{when} tuning", color=color)
+        axes.bar_label(bars, [f"{length:.1%}" for length in lengths], fontsize=9, padding=3)
+    axes.set_yticks(places, [result.classnames[i] for i in shown], parse_math=False)
+    axes.invert_yaxis()  # the most probable on top
+    axes.set_xticks([])
+    axes.margins(x=0.08)  # for the numbers
+    title = f"{result.zero_shot_label} before tuning, {result.label} after"
     if "loss" in result.extra:
-        title += f"   (loss {result.loss:.3f} to {result.loss_after:.3f})"
+        title += f"   (loss {result.loss:.2f} to {result.loss_after:.2f})"
     axes.set_title(title, fontsize=10, parse_math=False)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+    axes.spines[["top", "right", "bottom"]].set_visible(False)
+    axes.legend(frameon=False, loc="lower right")
     return _saved(figure, path)
 
 
@@ -138,12 +149,21 @@ def _matplotlib() -> type[Figure]:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("plot needs matplotlib: pip install 'tpt_fast[plot]'") from error
-    return Figure
+
+    class Shown(Figure):
+        """A notebook shows it without pyplot."""
+
+        def _repr_png_(self) -> bytes:
+            drawn = io.BytesIO()
+            self.savefig(drawn, format="png", dpi=DPI)
+            return drawn.getvalue()
+
+    return Shown
 
 
 def _saved(figure: Figure, path: str | os.PathLike | None) -> Figure:
     if path is not None:
         path = Path(path)
         with atomic_write(path if path.suffix else path.with_suffix(".png")) as aside:
-            figure.savefig(aside, dpi=110)
+            figure.savefig(aside, dpi=DPI)
     return figure

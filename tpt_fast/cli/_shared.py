@@ -53,8 +53,8 @@ def complain(message: str) -> None:
     err.print(Text.assemble(("error: ", "bold red"), shown_lines(message)), soft_wrap=True)
 
 
-def remark(message: str) -> None:
-    err.print(Text(shown_lines(message), "dim"), soft_wrap=True)
+def remark(message: str, style: str = "dim") -> None:
+    err.print(Text(shown_lines(message), style), soft_wrap=True)
 
 
 @contextmanager

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from . import _models, _shared
+
+if TYPE_CHECKING:
+    from ..tuner import Tuner
+
+NEXT = """
+Your photographs:      tpt-fast tune PHOTO.jpg --classes cat,dog,horse
+A real CLIP:           the same with --model ViT-B-16-quickgelu --pretrained openai
+How fast it is here:   tpt-fast bench-demo"""
 
 
 def demo(
@@ -39,28 +47,28 @@ def demo(
         found: list[dict[str, Any]] = []
         _shared.remark(
             f"A small model of {len(loaded.classnames)} everyday things names {len(files)} photographs: with one "
-            "prompt for all (zero-shot), and with the prompt tuned for each, so that its surest views agree."
+            "prompt for all (zero-shot), and with the prompt tuned for each (label), so that its surest views agree: "
+            "their entropy falls."
         )
         if run(tuner, files, as_json=as_json, base=PHOTO_FOLDER, summarise=False, seen=found.append).failed:
             _shared.stop("the photographs of this installation cannot be read")
         for row in found:
             if said := _lesson(row, PHOTOS[row["file"]]):
-                _shared.remark(said)
+                _shared.remark(said, style="")
         if find_spec("matplotlib") is None:
-            _shared.remark("for a picture of what tuning did: pip install 'tpt_fast[plot]'")
-            return
-        picture = out or Path("tpt-fast-demo.png")
-        try:
-            with _shared.waiting("drawing"):
-                tuner(files[0], keep_views=True).plot(picture)
-        except OSError as error:
-            _shared.stop(f"{picture} cannot be written: {error.strerror or error}")
-        _shared.remark(f"the views of {files[0].name}, and what tuning did to its classes: {picture}")
-        _shared.remark(
-            "Your photographs:      tpt-fast tune PHOTO.jpg --classes cat,dog,horse\n"
-            "A real CLIP:           the same with --model ViT-B-16-quickgelu --pretrained openai\n"
-            "How fast it is here:   tpt-fast bench-demo"
-        )
+            _shared.remark("For a picture of what tuning did: pip install matplotlib, and once more.")
+        else:
+            _draw(tuner, files[0], out or Path("tpt-fast-demo.png"))
+        _shared.remark(NEXT, style="")
+
+
+def _draw(tuner: Tuner, file: Path, picture: Path) -> None:
+    try:
+        with _shared.waiting("drawing"):
+            tuner(file, keep_views=True).plot(picture)
+    except OSError as error:
+        _shared.stop(f"{picture} cannot be written: {error.strerror or error}")
+    _shared.remark(f"The views of {file.name}, and what tuning did to its classes: {picture}")
 
 
 def _lesson(row: dict[str, Any], truth: str) -> str:
