@@ -359,9 +359,12 @@ def test_plot(tuner, image, tmp_path):
 
 def test_a_notebook_shows_a_plot(tuner, image):
     """Without pyplot, whose import is what makes it show other figures."""
-    drawn = Image.open(io.BytesIO(tuner(image, keep_views=True).plot()._repr_png_()))
-    assert drawn.format == "PNG"
-    assert drawn.width > 500
+    result = tuner(image, keep_views=True)
+    for shown in (result, result.plot()):
+        drawn = Image.open(io.BytesIO(shown._repr_png_()))
+        assert drawn.format == "PNG"
+        assert drawn.width > 500
+    assert tuner(image)._repr_png_() is None
 
 
 @pytest.mark.parametrize(

@@ -154,11 +154,15 @@ def _matplotlib() -> type[Figure]:
         """A notebook shows it without pyplot."""
 
         def _repr_png_(self) -> bytes:
-            drawn = io.BytesIO()
-            self.savefig(drawn, format="png", dpi=DPI)
-            return drawn.getvalue()
+            return png(self)
 
     return Shown
+
+
+def png(figure: Figure) -> bytes:
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=DPI)
+    return drawn.getvalue()
 
 
 def _saved(figure: Figure, path: str | os.PathLike | None) -> Figure:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import os
 from collections.abc import Mapping
@@ -208,12 +207,12 @@ class TuneResult:
         """The picture, in a notebook, where views were kept and matplotlib is there."""
         if self.views is None or self.error is not None:
             return None
+        from .plot import plot, png
+
         try:
-            figure, png = self.plot(), io.BytesIO()
+            return png(plot(self))
         except ImportError:
             return None
-        figure.savefig(png, format="png", dpi=80)
-        return png.getvalue()
 
     def __repr__(self) -> str:
         if self.error is not None:
