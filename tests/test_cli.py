@@ -313,7 +313,7 @@ def test_demo(tmp_path, monkeypatch):
     assert all(name in result.stdout for name in demo.PHOTOS)
     said = " ".join(result.stderr.split())
     assert "A small model of 100 everyday things names 8 photographs" in said
-    assert "tpt-fast tune PHOTO.jpg --classes cat,dog,horse" in said
+    assert "tpt-fast tune PHOTO.jpg --classes cat,dog,horse --model ViT-B-16-quickgelu" in said
     assert (tmp_path / "tpt-fast-demo.png").stat().st_size > 10_000
 
 
@@ -326,6 +326,13 @@ def test_demo_without_matplotlib(tmp_path, monkeypatch):
     assert "tpt-fast tune PHOTO.jpg" in result.stderr
     assert list(tmp_path.iterdir()) == []
     run("demo", "--out", tmp_path / "picture.png", code=3)
+
+
+def test_names_that_the_demo_model_never_saw():
+    warned = said(run("tune", CAT, "--classes", "Tabby_cat,horse,dog,espresso", *FEW))
+    assert "not 'horse': for such names it answers by chance" in warned
+    assert "and not 'm', 'n', 'o' and 1 more:" in said(run("tune", CAT, "--classes", "m,n,o,p,dog", *FEW))
+    assert "by chance" not in said(run("tune", CAT, "--classes", ",".join(demo.CLASSNAMES), *FEW))
 
 
 def test_demo_with_a_bad_picture_name(tmp_path):

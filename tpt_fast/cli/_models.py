@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import typer
@@ -42,6 +43,21 @@ def load_demo(device: str | None = "cpu") -> Loaded:
     except FileNotFoundError as error:
         stop(f"the demo model's weights are missing from this installation: {error}")
     return Loaded(model.to(place).eval().requires_grad_(False), tokenizer(), CLASSNAMES)
+
+
+def warn_of_strange(names: Sequence[str], tokenizer: Any) -> None:
+    """Names with words that no caption of the demo model has: it answers for them too, by chance."""
+    from ..demo import weights
+
+    padding = {0}
+    trained = weights.trained_tokens() | padding
+    rows = tokenizer([name.replace("_", " ") for name in names]).tolist()
+    if strange := [repr(name) for name, row in zip(names, rows) if not trained.issuperset(row)]:
+        shown = ", ".join(strange[:3]) + (f" and {len(strange) - 3} more" if len(strange) > 3 else "")
+        remark(
+            f"warning: the demo model has learned a hundred things, and not {shown}: for such names it answers by "
+            "chance. A real CLIP: --model ViT-B-16-quickgelu --pretrained openai"
+        )
 
 
 def load_model(name: str, pretrained: str | None, device: str | None) -> Loaded:

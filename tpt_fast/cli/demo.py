@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from ..tuner import Tuner
 
 NEXT = """
-Your photographs:      tpt-fast tune PHOTO.jpg --classes cat,dog,horse
-A real CLIP:           the same with --model ViT-B-16-quickgelu --pretrained openai
+Your photographs:      tpt-fast tune PHOTO.jpg (among the hundred things that this model knows)
+Any names, by CLIP:    tpt-fast tune PHOTO.jpg --classes cat,dog,horse --model ViT-B-16-quickgelu --pretrained openai
 How fast it is here:   tpt-fast bench-demo"""
 
 

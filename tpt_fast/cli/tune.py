@@ -138,6 +138,8 @@ def tune(
         from ._run import run
 
         loaded = _models.load_demo(device) if model is None else _models.load_model(model, pretrained, device)
+        if model is None and names:
+            _models.warn_of_strange(names, loaded.tokenizer)
         names = names or list(loaded.classnames)
         _shared.kernels(_models.place_of(device))
         tuner = _tuner(loaded, names, config)

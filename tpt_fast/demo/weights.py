@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
@@ -87,6 +88,12 @@ def load_weights(model: Model, path: Path = WEIGHTS) -> Model:
     state["token_embedding.weight"] = table
     model.load_state_dict(state)
     return model
+
+
+def trained_tokens(path: Path = WEIGHTS) -> set[int]:
+    """The tokens that occur in a caption: what the others mean is random."""
+    with safe_open(path, "pt") as file:
+        return set(file.get_tensor("token_ids").tolist())
 
 
 def _per_row(scale: Tensor, value: Tensor) -> Tensor:
