@@ -1,8 +1,8 @@
 """Does tuning help the demo model? ``python -m recipes.demo.evaluate --data DIR``.
 
-Zero-shot and tuned top-1 on the same validation images, and the difference with a paired bootstrap interval: both
-answers are about the same image, so their difference is known far better than either accuracy. Each kind of corruption
-is written as soon as it is done; the same command again goes on with the next.
+Top-1 of zero-shot and of each method on the same views of the same validation images, and their difference with a
+paired bootstrap interval: both answers are about the same image, so their difference is known far better than either
+accuracy. Each kind of corruption is written as soon as it is done; the same command again goes on with the next.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from tpt_fast.demo import load, weights
 from .corruptions import KINDS, corrupt
 from .data import load_split
 
+METHODS = "tpt,ctpt,otpt,rtpt,tps,zero,mta,tda,ensemble"
+
 
 def paired_interval(
     before: NDArray[np.bool_], after: NDArray[np.bool_], resamples: int = 10_000, seed: int = 0
@@ -46,12 +48,15 @@ def paired_interval(
 
 def markdown(rows: list[dict]) -> str:
     """One table line a row."""
-    head = ["| kind | severity | n | zero-shot | tuned | difference (95 % interval) | s/image |", "|" + "---|" * 7]
+    head = [
+        "| kind | method | zero-shot | method's | difference (95 % interval) | corrected, spoilt |",
+        "|" + "---|" * 6,
+    ]
     return "\n".join(
         head
         + [
-            f"| {r['kind']} | {r['severity']} | {r['n']} | {r['zero_shot']:.1f} | {r['tuned']:.1f} | "
-            f"{r['difference']:+.2f} ({r['low']:+.2f} .. {r['high']:+.2f}) | {r['seconds_per_image']:.3f} |"
+            f"| {r['kind']} | {r['method']} | {r['zero_shot']:.2f} | {r['tuned']:.2f} | "
+            f"{r['difference']:+.2f} ({r['low']:+.2f} .. {r['high']:+.2f}) | {r['corrected']}, {r['spoilt']} |"
             for r in rows
         ]
     )
@@ -63,6 +68,7 @@ def main(
     kinds: Annotated[list[str] | None, typer.Option(help="Repeat for several; default: all.")] = None,
     severity: Annotated[int, typer.Option(min=1, max=5)] = 3,
     seed: int = 0,
+    method: Annotated[str, typer.Option(help="With commas several, on the same views.")] = METHODS,
     set_: Annotated[list[str] | None, typer.Option("--set", help="TuneConfig field: name=json; repeatable.")] = None,
     out: Annotated[Path, typer.Option(help="Rows; the table goes beside it, as .md.")] = Path("demo_evaluation.json"),
 ) -> None:
@@ -72,7 +78,8 @@ def main(
     console = Console()
     options = {name: json.loads(value) for name, value in (item.split("=", 1) for item in set_ or [])}
     demo = load()
-    tuner = tpt_fast.Tuner(demo.model, list(demo.classnames), tpt_fast.TuneConfig(**options))
+    methods = method.split(",")
+    tuner = tpt_fast.Tuner(demo.model, list(demo.classnames), tpt_fast.TuneConfig(method=method, **options))
     validation = load_split(data, train=False)
     chosen = np.random.default_rng(seed).permutation(len(validation.labels))[:n]
     images, labels = validation.images.numpy()[chosen], validation.labels.numpy()[chosen]
@@ -80,22 +87,29 @@ def main(
     settings = dict(n=len(labels), severity=severity, seed=seed, options=options, model=digest)
 
     rows = json.loads(out.read_text()) if out.exists() else []
+
+    def has(kind: str, name: str) -> bool:
+        same = dict(kind=kind, method=name, **settings)
+        return any(all(row.get(key) == value for key, value in same.items()) for row in rows)
+
     for kind in kinds or KINDS:
-        if any(row["kind"] == kind and all(row[key] == value for key, value in settings.items()) for row in rows):
+        if all(has(kind, name) for name in methods):
             continue
-        before, after = np.zeros(len(labels), bool), np.zeros(len(labels), bool)
+        before, after = np.zeros(len(labels), bool), np.zeros((len(methods), len(labels)), bool)
         began = time.perf_counter()
         for i, image in enumerate(track(corrupt(images, kind, severity, seed), description=kind, console=console)):
-            result = tuner(torch.from_numpy(image))
-            before[i] = int(result.zero_shot_logits.argmax()) == labels[i]
-            after[i] = int(result.index) == labels[i]
+            found = tuner(torch.from_numpy(image)).by_method
+            before[i] = int(next(iter(found.values())).zero_shot_logits.argmax()) == labels[i]
+            after[:, i] = [int(result.index) == labels[i] for result in found.values()]
         seconds = (time.perf_counter() - began) / len(labels)
-        difference, low, high = paired_interval(before, after)
-        row = dict(kind=kind, **settings, zero_shot=100 * float(before.mean()), tuned=100 * float(after.mean()))
-        row |= dict(difference=difference, low=low, high=high, seconds_per_image=seconds)
-        row |= dict(corrected=int((after & ~before).sum()), spoilt=int((before & ~after).sum()))
-        row |= dict(torch=torch.__version__, python=platform.python_version(), machine=platform.machine())
-        rows.append(row | dict(cores=os.cpu_count()))
+        rows = [row for row in rows if not any(row["kind"] == kind and row.get("method") == name for name in methods)]
+        for name, right in zip(methods, after, strict=True):
+            difference, low, high = paired_interval(before, right)
+            row = dict(kind=kind, method=name, **settings, zero_shot=100 * float(before.mean()))
+            row |= dict(tuned=100 * float(right.mean()), difference=difference, low=low, high=high)
+            row |= dict(corrected=int((right & ~before).sum()), spoilt=int((before & ~right).sum()))
+            row |= dict(seconds_per_image=seconds, torch=torch.__version__, python=platform.python_version())
+            rows.append(row | dict(machine=platform.machine(), cores=os.cpu_count()))
         for path, text in ((out, json.dumps(rows, indent=1)), (out.with_suffix(".md"), markdown(rows))):
             with atomic_write(path) as aside:
                 aside.write_text(f"{text}\n")
