@@ -22,8 +22,8 @@ class Clip:
 
     Args:
         model: an open_clip ``CLIP`` or ``CustomTextCLIP``, or transformers' ``CLIPModel``, ``MetaClip2Model`` or
-            ``SiglipModel``, on the CPU or on CUDA; wrappers around the whole of it (``DataParallel``,
-            ``DistributedDataParallel``, ``torch.compile``) are looked through.
+            ``SiglipModel``, or what OpenAI's ``clip.load`` gives, on the CPU or on CUDA; wrappers around the whole
+            of it (``DataParallel``, ``DistributedDataParallel``, ``torch.compile``) are looked through.
         precision: what the towers hold their weights in: "fp32", "fp16" or "bf16".
         tokenizer: callable ``texts -> int64 [n, context length]``, or transformers' tokenizer or processor, which also
             says how its models' images are prepared; default: the model's own.

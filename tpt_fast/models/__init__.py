@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from .family import Family
 from .module import unwrapped
 
@@ -22,10 +24,16 @@ def read(model: Any, processor: Any = None) -> Family:
     """
     from .hugging_face import HuggingFace
     from .open_clip import OpenClip
+    from .openai import OpenAI
 
     if isinstance(model, Family):
         return model
     model = unwrapped(model)
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TypeError(
+            f"model: expected a module of Python code, got a TorchScript archive ({type(model).__name__}); load "
+            "OpenAI's models by clip.load(..., jit=False)"
+        )
     if HuggingFace.owns(model):
         return HuggingFace(model, processor)
-    return OpenClip(model)
+    return OpenAI(model) if OpenAI.owns(model) else OpenClip(model)
