@@ -53,8 +53,7 @@ class Clip:
         check_choice("precision", precision, tuple(PRECISIONS))
         if autocast and precision != "fp16":
             raise ValueError(f"precision: expected 'fp16' with autocast, got {precision!r}")
-        family = read(model, tokenizer)
-        self.model = family.model
+        self._family = family = read(model, tokenizer)
         self.precision, self.autocast = precision, autocast
         self.preprocessing = family.preprocessing
         self.scale, self.bias = family.scale, family.bias
@@ -65,6 +64,11 @@ class Clip:
         self.text = TextTower(
             family, held, tokenizer=tokenizer, engine="module" if autocast else engine, autocast=autocast
         )
+
+    @property
+    def model(self) -> nn.Module:
+        """The model itself, out of its wrappers."""
+        return self._family.model
 
     @property
     def device(self) -> torch.device:

@@ -97,6 +97,11 @@ class Tuner:
         self._backend = load.ensure(self.device)
         self.set_classnames(classnames)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy, perhaps in another process."""
+        vars(self).update(state)
+        self._backend = load.ensure(self.device)
+
     @plain_modes
     def set_classnames(self, classnames: Sequence[str]) -> None:
         """Tune for another list of classes from now on; calls under way finish with the old one.

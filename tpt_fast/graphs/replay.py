@@ -7,12 +7,12 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from threading import Lock
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .._locks import Lock
 from .bundle import Bundle
 from .capturable import ObstacleFinder
 
@@ -52,6 +52,9 @@ class Graphs:
         self._turn: torch.cuda.Event | None = None
         self._lock = Lock()
         self.why_eager: str | None = None  #: why nothing is captured any more
+
+    def __reduce__(self) -> tuple[type[Graphs], tuple[()]]:
+        return Graphs, ()  # a copy captures its own
 
     @property
     def captured(self) -> int:

@@ -7,12 +7,12 @@ the published code uses on a GPU, it is written here once more, with the GradSca
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from threading import Lock
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from .._locks import Lock
 from .._stages import Stages
 from ..text.classes import Classes
 from . import Answer, n_selected

@@ -6,7 +6,6 @@ import math
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from threading import Lock
 from typing import Any, ClassVar
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from .._checks import check_bool, check_integer, check_number
 from .._fields import described
+from .._locks import Lock
 from .._stages import Stages
 from ..text.classes import Classes
 from ..text.templates import Templates, read_templates
@@ -56,7 +56,7 @@ class Cache:
 class _Memory:
     """What changes: of one class list, under a lock."""
 
-    lock: Any = field(default_factory=Lock)
+    lock: Lock = field(default_factory=Lock)
     classes: Classes | None = None
     seen: int = 0
     positive: Cache = field(init=False)  #: there with the classes

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import io
+import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +30,22 @@ class Family(ABC):
 
     def __init__(self, model: Foreign) -> None:
         self.model = model
+
+    # --- for copies
+
+    def __getstate__(self) -> dict[str, Any]:
+        check_picklable(self.model)
+        return vars(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Family:
+        made = copy.copy(self)
+        vars(made).update(copy.deepcopy(vars(self), memo))
+        return made
+
+    def __copy__(self) -> Family:
+        made = object.__new__(type(self))
+        vars(made).update(vars(self))
+        return made
 
     # --- both towers
 
@@ -123,6 +143,27 @@ class Family(ABC):
     @abstractmethod
     def for_images(self, dtype: torch.dtype) -> nn.Module:
         """Second modules around the image tower's weights: views [N, 3, S, S] -> [N, D], by the model's own code."""
+
+
+class _Dry(pickle.Pickler):
+    """Goes through everything but the numbers."""
+
+    def persistent_id(self, value: Any) -> str | None:
+        return "numbers" if isinstance(value, (Tensor, torch.UntypedStorage)) else None
+
+
+def check_picklable(model: Foreign) -> None:
+    """
+    Raises:
+        PicklingError: ``model`` cannot be pickled, with the way out.
+    """
+    try:
+        _Dry(io.BytesIO()).dump(model)
+    except Exception as error:  # what a module's own __reduce__ raises may be anything
+        raise pickle.PicklingError(
+            f"model: expected one that can be pickled, and {type(model).__module__}.{type(model).__qualname__} cannot "
+            f"({error}); make the Tuner in the other process, of a TunerSpec, which names the model"
+        ) from error
 
 
 class Calls(nn.Module):

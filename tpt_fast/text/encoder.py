@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .._checks import check_choice
+from .._locks import Lock
 from .._modes import ON_THE_CPU, plain_modes
 from ..config import ACTIVATIONS
 from ..prompting.coop import load_ctx
@@ -97,9 +97,21 @@ class TextEncoder:
             given = tower.embed(self.prompts.ids[0, self.prompts.positions[0]])
         self.ctx_init = given.to(self.device, self.dtype, copy=True)  # the caller may go on changing what was given
 
-        self._bound, self.why_module = tower.bind(self.prompts, self.ctx_init, activations == "keep")
+        self._keep = activations == "keep"
+        self._bound, self.why_module = tower.bind(self.prompts, self.ctx_init, self._keep)
         self._initial: tuple[Tensor, Tape | Jacobian] | None = None
-        self._lock = threading.Lock()
+        self._lock = Lock()
+
+    # --- for copies, perhaps in another process: what is laid out for the class list is made anew
+
+    def __getstate__(self) -> dict[str, Any]:
+        jacobian = self._initial is not None and isinstance(self._initial[1], Jacobian)
+        return vars(self) | {"_bound": None, "_initial": self._initial if jacobian else None}
+
+    @plain_modes
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._bound, self.why_module = self.tower.bind(self.prompts, self.ctx_init, self._keep)
 
     @property
     def engine(self) -> str:

@@ -103,6 +103,19 @@ class TextTower:
                 self._refuse(reason)
                 self.why_module = str(reason)
 
+    # --- for copies, perhaps in another process: what is made of the weights is made anew
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = vars(self) | {"_packed": None}
+        state.pop("_module", None)
+        return state
+
+    @plain_modes
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        if self.why_module is None:
+            self._packed = PackedTower(self._family, self.storage)
+
     @cached_property
     def _module(self) -> ModuleTower:
         return ModuleTower(self._family, self.storage, self._autocast)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,12 +40,22 @@ class ImageEncoder:
         self.dtype = dtype
         self.patch: int | None = None
         self.why_module: str | None = None
-        self._tower = self._choose(family, engine, autocast)
+        self._of = family, engine, autocast
+        self._tower = self._choose(*self._of)
         self.engine = self._tower.name
         if isinstance(self._tower, VitTower):
             height, width = self._tower.patch
             if height == width and self.size % height == 0:
                 self.patch = height
+
+    # --- for copies, perhaps in another process: what is made of the weights is made anew
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_tower": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._tower = self._choose(*self._of)
 
     def _choose(self, family: Family, engine: str, autocast: bool) -> VitTower | ResNetTower | ModuleTower:
         try:
