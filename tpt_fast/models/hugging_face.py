@@ -214,8 +214,9 @@ class Tokens:
 
 def adapted(given: Any, context_length: int) -> Tokenizer | None:
     """The tokenizer that was ``given``, alone or in a processor of transformers; None for None and for an image
-    processor."""
-    tokenizer = getattr(given, "tokenizer", given)
+    processor. Others, such as open_clip's adapter, change texts before they call one of transformers."""
+    theirs = any(kind.__module__.startswith("transformers.") for kind in type(given).__mro__)
+    tokenizer = getattr(given, "tokenizer", given) if theirs else given
     if hasattr(tokenizer, "convert_tokens_to_ids"):
         return Tokens(tokenizer, context_length)
     return None if hasattr(given, "image_mean") else given
