@@ -1,4 +1,4 @@
-"""The code of docs/how-to on methods, objectives, maps and image sets runs as it stands there."""
+"""The code of docs/how-to runs as it stands there."""
 
 import re
 from pathlib import Path
@@ -40,7 +40,7 @@ def test_methods_side_by_side(given, capsys):
     assert not torch.equal(given["result"].entropies[1:], crops.entropies[1:])
 
 
-def test_learned_prompts(given, tmp_path):
+def test_learned_prompts(given, tmp_path, capsys):
     width, folder = given["model"].token_embedding.weight.shape[1], tmp_path / "prompt_learner"
     folder.mkdir()
     net = {"linear1.weight": (8, given["model"].text_projection.shape[1]), "linear1.bias": (8,)}
@@ -49,13 +49,18 @@ def test_learned_prompts(given, tmp_path):
     torch.save({"state_dict": state, "epoch": 50}, folder / "model.pth.tar-50")
     state |= {f"meta_net.{name}": torch.randn(shape) * 0.02 for name, shape in net.items()}
     torch.save({"state_dict": state, "epoch": 10}, folder / "model.pth.tar-10")
-    coop, cocoop, published = blocks("learned-prompts.md")
+    coop, cocoop, published, save, words = blocks("learned-prompts.md")
     exec(coop, given)
     assert torch.equal(given["result"].ctx_init, state["ctx"])
     exec(cocoop, given)
     assert not torch.equal(given["result"].ctx_init, state["ctx"])
     exec(published, given)
     assert not given["tuner"].classes.start.normalised
+    exec(save, given)
+    assert torch.equal(given["again"].zero_shot_logits, given["result"].logits)
+    capsys.readouterr()
+    exec(words, given)
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["a", "photo", "of", "a"]
 
 
 def test_own_method(given, capsys):

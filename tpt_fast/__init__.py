@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from .extension.load import BackendWarning as BackendWarning
     from .extension.toolkit import BuildError as BuildError
     from .plot import plot_map as plot_map
+    from .prompting.saved import load_ctx as load_ctx
+    from .prompting.saved import save_ctx as save_ctx
+    from .prompting.words import nearest_words as nearest_words
     from .result import Prediction as Prediction
     from .result import TuneResult as TuneResult
     from .text import TextEncoder as TextEncoder
@@ -36,9 +39,12 @@ _MODULES = {
     "TuneResult": "result",
     "Tuner": "tuner",
     "draw_boxes": "views.crops",
+    "load_ctx": "prompting.saved",
     "load_image": "views.decode",
     "make_views": "views.make",
+    "nearest_words": "prompting.words",
     "plot_map": "plot",
+    "save_ctx": "prompting.saved",
     "score_map": "dense",
     "tune": "cache",
 }

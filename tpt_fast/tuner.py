@@ -24,6 +24,7 @@ from .methods.objective import ObjectiveFunction, check_objective
 from .methods.tpt import Tpt
 from .models.preprocessing import Preprocessing
 from .prompting.cocoop import CoCoOp, load_start
+from .prompting.saved import check_header
 from .result import TuneResult, failed
 from .stream import Prepared, Steps, stream
 from .text import TextEncoder
@@ -111,6 +112,7 @@ class Tuner:
         """
         config, clip, names = self.config, self.clip, check_classnames(classnames)
         ctx = start = None
+        check_header(config.ctx, clip.text, config.ctx_init, names)
         if config.ctx is not None:  # the published code feeds CoCoOp's net the feature as the tower gives it
             ctx = load_start(config.ctx, clip.text.width, normalised=not config.strict_official)
         if isinstance(ctx, CoCoOp):

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from . import _shared, bench, bench_demo, demo, doctor, methods, tune
+from . import _shared, bench, bench_demo, demo, doctor, methods, tune, words
 from .map import map_image
 
 
@@ -33,7 +33,15 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (tune.tune, methods.methods, demo.demo, doctor.doctor, bench.bench, bench_demo.bench_demo):
+for command in (
+    tune.tune,
+    methods.methods,
+    words.words,
+    demo.demo,
+    doctor.doctor,
+    bench.bench,
+    bench_demo.bench_demo,
+):
     app.command()(command)
 app.command("map")(map_image)
 

@@ -30,7 +30,7 @@ _FIELDS = FieldOptions(
     panels=dict.fromkeys(("precision", "engine", "activations", "decoder", "cuda_graphs"), _MODEL),
     renamed={"n_views": "views", "views": "augment"},
     meanings={
-        "ctx": "Start from a checkpoint of CoOp or CoCoOp instead.",
+        "ctx": "Start from a checkpoint of CoOp or CoCoOp, or from a context in safetensors, instead.",
         "method": "What is done with the views; `tpt-fast methods` shows the names. With commas several.",
     },
 )
@@ -166,6 +166,7 @@ def _tuner(loaded: _models.Loaded, names: list[str], config: TuneConfig) -> Tune
     from .._machine import free_bytes
     from ..clip import Clip
     from ..prompting.cocoop import load_start
+    from ..prompting.saved import check_header
     from ..tuner import Tuner
 
     with _shared.waiting("encoding the class names"):
@@ -179,6 +180,7 @@ def _tuner(loaded: _models.Loaded, names: list[str], config: TuneConfig) -> Tune
             )
         if config.ctx is not None:
             with _shared.usage("--ctx", anything=True):
+                check_header(config.ctx, clip.text, config.ctx_init, names)
                 start = load_start(config.ctx, clip.text.width, normalised=not config.strict_official)
                 config = replace(config, ctx=start)
         with _shared.usage(_FIELDS.option_in):

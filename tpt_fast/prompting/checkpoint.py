@@ -86,7 +86,8 @@ _INERT_PICKLE = SimpleNamespace(
 
 
 def read(path: str | os.PathLike) -> Any:
-    """What ``torch.save`` has written to ``path``, on the CPU, unknown objects as :class:`Inert`.
+    """What ``torch.save`` has written to ``path``, on the CPU, unknown objects as :class:`Inert`; of a
+    safetensors file, its tensors.
 
     Raises:
         ValueError: the file cannot be read, is no checkpoint, or would unpack to more than it is long.
@@ -94,6 +95,10 @@ def read(path: str | os.PathLike) -> Any:
     where = f"the checkpoint {os.fspath(path)!r}"
     try:
         size = Path(path).stat().st_size
+        if is_safetensors(path):
+            from safetensors.torch import load_file
+
+            return load_file(path)
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as files:
                 names = [each.filename for each in files.infolist()]
@@ -101,8 +106,13 @@ def read(path: str | os.PathLike) -> Any:
                     raise ValueError(f"{where} would unpack to more than its {size} bytes; it was not loaded")
             if any(name.endswith("constants.pkl") for name in names):
                 raise ValueError(f"{where} is a TorchScript archive, which is code; it was not loaded")
+            if any(name.endswith(".npy") for name in names):
+                raise ValueError(f"{where} is NumPy's .npz; pass an array of it, as torch.from_numpy(array)")
             if not any(name.endswith("data.pkl") for name in names):
                 raise ValueError(f"{where} is an archive, but none of torch.save's")
+        with open(path, "rb") as file:
+            if file.read(6) == b"\x93NUMPY":
+                raise ValueError(f"{where} is NumPy's .npy; pass its array, as torch.from_numpy(numpy.load(path))")
         return torch.load(path, map_location="cpu", weights_only=False, pickle_module=_INERT_PICKLE)
     except ValueError as error:
         if str(error).startswith(where):
@@ -111,6 +121,29 @@ def read(path: str | os.PathLike) -> Any:
     except Exception as error:  # a damaged file ends anywhere in its pickle, with whatever error
         what = str(error).partition("\n")[0] or type(error).__name__
         raise ValueError(f"{where} cannot be read, or is none: {what}") from error
+
+
+def is_safetensors(path: str | os.PathLike) -> bool:
+    """Whether a file begins as a safetensors file does: how long its header is, and a header in JSON."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(9)
+            return start[8:] == b"{" and int.from_bytes(start[:8], "little") < os.fstat(file.fileno()).st_size
+    except OSError:  # which whoever reads it will tell
+        return False
+
+
+def read_header(path: str | os.PathLike) -> dict[str, str]:
+    """What :func:`tpt_fast.save_ctx` has written beside the context; empty for a file without."""
+    if not is_safetensors(path):
+        return {}
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            return file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f"ctx: {os.fspath(path)!r} cannot be read: {error}") from error
 
 
 def state_of(content: Any) -> dict[str, Tensor] | None:

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from .checkpoint import check_stored, read, state_of
+from .checkpoint import check_stored, read, read_header, state_of
 from .coop import load_ctx
 
-_META_NET = {
+#: Its tensors' names in a checkpoint -> fields of a CoCoOp.
+META_NET = {
     f"meta_net.{layer}.{what}": f"{what}{layer[-1]}" for layer in ("linear1", "linear2") for what in ("weight", "bias")
 }
 _OTHERS = {"token_prefix", "token_suffix"}  # of its training classes, not read
@@ -83,28 +84,32 @@ def find_meta_net(path: str | os.PathLike) -> dict[str, Tensor] | None:
         raise ValueError(f"ctx: {error}") from error
     if state is None or not any(name.startswith("meta_net.") for name in state):
         return None
-    if missing := sorted({"ctx", *_META_NET} - state.keys()):
+    if missing := sorted({"ctx", *META_NET} - state.keys()):
         raise ValueError(f"{where} has a meta_net, but no {', '.join(missing)}")
-    if unknown := sorted(state.keys() - {"ctx", *_META_NET} - _OTHERS):
+    if unknown := sorted(state.keys() - {"ctx", *META_NET} - _OTHERS):
         raise ValueError(f"{where} holds more than CoCoOp's prompt learner, {unknown[:4]}: it is another method's")
-    found = {field: state[name].detach() for name, field in (("ctx", "ctx"), *_META_NET.items())}
+    found = {field: state[name].detach() for name, field in (("ctx", "ctx"), *META_NET.items())}
     for name, tensor in found.items():
         check_stored(f"{name} in {os.fspath(path)!r}", tensor)
     return found
 
 
-def load_start(source: str | os.PathLike | Tensor | CoCoOp, width: int, *, normalised: bool = True) -> Tensor | CoCoOp:
+def load_start(
+    source: str | os.PathLike | Tensor | CoCoOp, width: int | None = None, *, normalised: bool = True
+) -> Tensor | CoCoOp:
     """What prompts start from: a context (:func:`~tpt_fast.prompting.coop.load_ctx`), or CoCoOp's.
 
     Args:
         source: a tensor, a :class:`CoCoOp`, or a path of either's checkpoint, told apart by what it holds.
-        width: the text tower's.
-        normalised: of a checkpoint of CoCoOp's.
+        width: the text tower's; None: any.
+        normalised: of a checkpoint of CoCoOp's, which does not say it, as a file of :func:`tpt_fast.save_ctx` does.
     """
     if isinstance(source, (str, os.PathLike)) and find_meta_net(source) is not None:
+        said = read_header(source).get("feature")
+        normalised = normalised if said is None else said == "of length 1"
         source = CoCoOp.load(source, normalised=normalised)
     if not isinstance(source, CoCoOp):
         return load_ctx(source, width)
-    if source.ctx.shape[-1] != width:
+    if width not in (None, source.ctx.shape[-1]):
         raise ValueError(f"ctx: expected width {width} (the model's text tower), got {list(source.ctx.shape)}")
     return source

@@ -21,13 +21,14 @@ _OTHERS = {
 }
 
 
-def load_ctx(source: str | os.PathLike | Tensor, width: int) -> Tensor:
-    """A context from a CoOp checkpoint (its ``state_dict.ctx``) or from a tensor: float32 (or float64), on the CPU.
+def load_ctx(source: str | os.PathLike | Tensor, width: int | None = None) -> Tensor:
+    """A context from a CoOp checkpoint (its ``state_dict.ctx``), from a safetensors file (its ``ctx``), whichever model
+    its header names, or from a tensor: float32 (or float64), on the CPU.
 
     Args:
         source: a path, as CoOp's trainer leaves it: nothing that is in it is run, see
             :mod:`tpt_fast.prompting.checkpoint`; or [n_ctx, width] or class-specific [C, n_ctx, width].
-        width: the text tower's width.
+        width: the text tower's width, which it must have; None: any.
 
     Raises:
         ValueError: an unreadable file; one without ``ctx``, or of another method; another shape or width; values that
@@ -40,12 +41,13 @@ def load_ctx(source: str | os.PathLike | Tensor, width: int) -> Tensor:
         ctx, name = _checkpoint_ctx(source), f"ctx in {os.fspath(source)!r}"
     else:
         raise TypeError(f"ctx: expected a tensor or the path of a CoOp checkpoint, got {type(source).__name__}")
-    expected = f"floating point [n_ctx, {width}] or [C, n_ctx, {width}]"
+    wide = "width" if width is None else width
+    expected = f"floating point [n_ctx, {wide}] or [C, n_ctx, {wide}]"
     if ctx.layout is not torch.strided or ctx.is_meta:
         raise ValueError(f"{name}: expected {expected} with values, got {ctx.layout} on {ctx.device}")
     if not ctx.is_floating_point() or ctx.ndim not in (2, 3) or 0 in ctx.shape:
         raise ValueError(f"{name}: expected {expected}, got {ctx.dtype} {list(ctx.shape)}")
-    if ctx.shape[-1] != width:
+    if width not in (None, ctx.shape[-1]):
         raise ValueError(f"{name}: expected width {width} (the model's text tower), got {list(ctx.shape)}")
     if not isinstance(source, Tensor):
         check_stored(name, ctx)

@@ -14,6 +14,7 @@ from .._locks import Lock
 from .._modes import ON_THE_CPU, plain_modes
 from ..config import ACTIVATIONS
 from ..prompting.coop import load_ctx
+from ..prompting.saved import check_header
 from .jacobian import Jacobian, Track
 from .prompts import Tokenizer, build_prompts, check_classnames
 from .tower import Tape, TextTower
@@ -78,6 +79,7 @@ class TextEncoder:
         self.classnames, self.tower = check_classnames(classnames), tower
         self.dtype, self.device, self.storage = tower.dtype, tower.device, tower.storage
 
+        check_header(ctx, tower, ctx_init, self.classnames)
         given = None if ctx is None else load_ctx(ctx, tower.width)
         if given is not None:
             if given.ndim == 3 and len(given) != len(self.classnames):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, Protocol
@@ -119,6 +120,28 @@ class TextTower:
     @cached_property
     def _module(self) -> ModuleTower:
         return ModuleTower(self._family, self.storage, self._autocast)
+
+    @cached_property
+    def digest(self) -> str:
+        """What tells models apart, and not the types that hold their weights: SHA-256 of the token embeddings and the
+        logit scale, rounded to float16."""
+        parts = [self._embedding.weight, getattr(self._family.model, "logit_scale", None)]
+        digest = hashlib.sha256()
+        for part in parts:
+            if isinstance(part, Tensor):
+                digest.update(part.detach().half().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    @property
+    def name(self) -> str:
+        """What the model says of itself: its name where it has one, as transformers' do, or else its class."""
+        model = self._family.model
+        return getattr(model, "name_or_path", None) or type(model).__name__
+
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens there are."""
+        return len(self._embedding.weight)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Embeddings [..., W] of token ids, as the model makes them."""
