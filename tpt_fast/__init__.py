@@ -15,8 +15,11 @@ if TYPE_CHECKING:
     from .extension.load import BackendWarning as BackendWarning
     from .extension.toolkit import BuildError as BuildError
     from .plot import plot_map as plot_map
+    from .prompting.examples import encode_examples as encode_examples
     from .prompting.saved import load_ctx as load_ctx
     from .prompting.saved import save_ctx as save_ctx
+    from .prompting.train import train_cocoop as train_cocoop
+    from .prompting.train import train_coop as train_coop
     from .prompting.words import nearest_words as nearest_words
     from .result import Prediction as Prediction
     from .result import TuneResult as TuneResult
@@ -39,6 +42,7 @@ _MODULES = {
     "TuneResult": "result",
     "Tuner": "tuner",
     "draw_boxes": "views.crops",
+    "encode_examples": "prompting.examples",
     "load_ctx": "prompting.saved",
     "load_image": "views.decode",
     "make_views": "views.make",
@@ -46,6 +50,8 @@ _MODULES = {
     "plot_map": "plot",
     "save_ctx": "prompting.saved",
     "score_map": "dense",
+    "train_cocoop": "prompting.train",
+    "train_coop": "prompting.train",
     "tune": "cache",
 }
 _PACKAGES = ("demo", "ops")

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from . import _shared, bench, bench_demo, demo, doctor, methods, tune, words
+from . import _shared, bench, bench_demo, demo, doctor, methods, train, tune, words
 from .map import map_image
 
 
@@ -35,6 +35,7 @@ app = typer.Typer(
 )
 for command in (
     tune.tune,
+    train.train,
     methods.methods,
     words.words,
     demo.demo,
