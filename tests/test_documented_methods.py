@@ -63,6 +63,18 @@ def test_learned_prompts(given, tmp_path, capsys):
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["a", "photo", "of", "a"]
 
 
+def test_training(given, capsys):
+    files = demo.PHOTOS
+    given |= {"paths": [demo.PHOTO_FOLDER / file for file in files]}
+    given["labels"] = [given["names"].index(name) for name in files.values()]
+    (train,) = blocks("training.md")
+    exec(train.replace("epochs=20", "epochs=2"), given)
+    assert float(capsys.readouterr().out.split()[0]) > 0
+    assert torch.equal(given["result"].ctx_init, given["trained"].ctx)
+    assert torch.equal(tpt_fast.load_ctx("ctx.safetensors"), tpt_fast.load_ctx("model.pth.tar-20"))
+    tpt_fast.tune.cache_clear()
+
+
 def test_own_method(given, capsys):
     (code,) = blocks("own-method.md")
     body = code.partition("def __call__")[2].partition("\n\n")[0]
