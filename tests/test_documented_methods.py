@@ -67,11 +67,13 @@ def test_training(given, capsys):
     files = demo.PHOTOS
     given |= {"paths": [demo.PHOTO_FOLDER / file for file in files]}
     given["labels"] = [given["names"].index(name) for name in files.values()]
-    (train,) = blocks("training.md")
+    train, nameless = blocks("training.md")
     exec(train.replace("epochs=20", "epochs=2"), given)
     assert float(capsys.readouterr().out.split()[0]) > 0
     assert torch.equal(given["result"].ctx_init, given["trained"].ctx)
     assert torch.equal(tpt_fast.load_ctx("ctx.safetensors"), tpt_fast.load_ctx("model.pth.tar-20"))
+    exec(nameless, given)
+    assert 0 < float(given["concept"](["photo.jpg"])) < 1
     tpt_fast.tune.cache_clear()
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .extension.load import BackendWarning as BackendWarning
     from .extension.toolkit import BuildError as BuildError
     from .plot import plot_map as plot_map
+    from .prompting.concept import fit_concept as fit_concept
     from .prompting.examples import encode_examples as encode_examples
     from .prompting.saved import load_ctx as load_ctx
     from .prompting.saved import save_ctx as save_ctx
@@ -43,6 +44,7 @@ _MODULES = {
     "Tuner": "tuner",
     "draw_boxes": "views.crops",
     "encode_examples": "prompting.examples",
+    "fit_concept": "prompting.concept",
     "load_ctx": "prompting.saved",
     "load_image": "views.decode",
     "make_views": "views.make",

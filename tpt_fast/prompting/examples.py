@@ -76,3 +76,15 @@ def _crops(clip: Clip, pixels: Tensor, views: int, seed: int, place: int) -> Ten
     return ops.views(
         pixels.to(clip.device), specs.to(clip.device), table, size, pass_order() == "pillow-13", clip.image.patch
     )
+
+
+def check_features(features: Tensor, like: Tensor, name: str = "images") -> Tensor:
+    """Of length 1, as the text features are, with which they are compared."""
+    width = like.shape[-1]
+    if not features.is_floating_point() or features.dim() != 3 or features.shape[-1] != width or 0 in features.shape:
+        raise ValueError(
+            f"{name}: expected a list, or features [N, V, {width}], got {features.dtype} {list(features.shape)}"
+        )
+    if not features.isfinite().all():
+        raise ValueError(f"{name}: expected finite features, got NaN or infinity")
+    return nn.functional.normalize(features.detach().to(like), dim=-1)

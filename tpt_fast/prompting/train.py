@@ -24,7 +24,7 @@ from ..text.classes import Classes
 from ..text.prompts import check_classnames
 from ..views.decode import ImageLike
 from .cocoop import CoCoOp
-from .examples import encode_examples
+from .examples import check_features, encode_examples
 
 
 @dataclass(frozen=True)
@@ -207,7 +207,7 @@ def _train(
     if not isinstance(images, Tensor):
         images = encode_examples(clip, images, views=views, seed=plan.seed, progress=progress)
     text = classes.text
-    features = _check_features(images, text.forward(text.ctx_init)[0])
+    features = check_features(images, text.forward(text.ctx_init)[0])
     told |= {"n_ctx": text.prompts.n_ctx, "classnames": [*classes.names], "labels": targets.tolist(), **vars(plan)}
     told |= {"views": features.shape[1], "model": clip.text.digest}
     run = _Run(classes, learner(text, features.shape[-1]), plan, features, targets)
@@ -336,18 +336,6 @@ def _classes(
             ctx = 0.02 * torch.randn(ctx.shape, generator=torch.Generator().manual_seed(seed), **ON_THE_CPU)
         text = TextEncoder(clip.text, different, ctx_init, ctx=ctx)
     return Classes.of(names, text, clip.scale, clip.bias)
-
-
-def _check_features(features: Tensor, like: Tensor) -> Tensor:
-    """Of length 1, as the text features are, with which they are compared."""
-    width = like.shape[-1]
-    if not features.is_floating_point() or features.dim() != 3 or features.shape[-1] != width or 0 in features.shape:
-        raise ValueError(
-            f"images: expected a list, or features [N, V, {width}], got {features.dtype} {list(features.shape)}"
-        )
-    if not features.isfinite().all():
-        raise ValueError("images: expected finite features, got NaN or infinity")
-    return nn.functional.normalize(features.detach().to(like), dim=-1)
 
 
 def _check_labels(labels: Sequence[int] | Tensor, count: int, classes: int) -> Tensor:
