@@ -383,6 +383,7 @@ def test_doctor():
     assert found["torch"]["version"] == torch.__version__
     assert found["kernels"]["backend"] == "native"
     assert found["kernels"]["check"] == "agrees with the reference"
+    assert found["products"]["float32"].startswith(("tpt_fast's (", "torch's ("))
     assert found["compiler"]["path"]
     built = [build for build in found["cache"]["builds"] if build["key"] in found["kernels"]["library"]]
     assert built

@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import gelu
 
 from tpt_fast import TuneConfig, Tuner
-from tpt_fast.models import matrix
+from tpt_fast.models import matrix, products
 from tpt_fast.models.matrix import Matrix
 
 pytestmark = pytest.mark.numerics
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.numerics
 
 @pytest.fixture(params=[True, False], ids=["own", "torch"])
 def own(request, monkeypatch):
-    monkeypatch.setattr(matrix, "own_product_is_faster", lambda: request.param)
+    monkeypatch.setattr(products, "own_is_faster", lambda dtype: request.param)
     return request.param
 
 
@@ -57,7 +57,7 @@ def test_without_backward_nothing_is_laid_out_for_it(own):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
 def test_other_types_are_torchs(dtype, monkeypatch):
-    monkeypatch.setattr(matrix, "own_product_is_faster", lambda: True)
+    monkeypatch.setenv("TPT_FAST_PRODUCT", "own")
     weight, x = torch.randn(20, 30).to(dtype), torch.randn(4, 30).to(dtype)
     held = Matrix(weight).lay_out(backward=True)
     assert held.panels is held.turned is None
@@ -65,7 +65,7 @@ def test_other_types_are_torchs(dtype, monkeypatch):
 
 
 def test_copies_are_shared_and_freed(monkeypatch):
-    monkeypatch.setattr(matrix, "own_product_is_faster", lambda: True)
+    monkeypatch.setattr(products, "own_is_faster", lambda dtype: True)
     gc.collect()
     before, weight = len(matrix._laid_out), torch.randn(40, 24)
     one, other = Matrix(weight).lay_out(backward=True), Matrix(weight.detach()).lay_out(backward=True)
@@ -82,22 +82,6 @@ def test_copies_are_shared_and_freed(monkeypatch):
     assert len(matrix._laid_out) == before
 
 
-def test_torchs_product_where_ours_is_not_known_to_be_faster(monkeypatch):
-    for capability, cpu, answer in (
-        ("AVX2", "AMD EPYC", True),
-        ("AVX512", "AMD EPYC", False),
-        ("AVX2", "Intel Xeon", False),
-    ):
-        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda known=capability: known)
-        monkeypatch.setattr(matrix, "cpu_name", lambda name=cpu: name)
-        monkeypatch.setattr(matrix.load, "ensure", lambda: matrix.load.Backend("native"))
-        assert matrix.own_product_is_faster.__wrapped__() == answer
-    monkeypatch.setattr(matrix.load, "ensure", lambda: matrix.load.Backend("reference"))
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
-    monkeypatch.setattr(matrix, "cpu_name", lambda: "AMD EPYC")
-    assert not matrix.own_product_is_faster.__wrapped__()
-
-
 @pytest.mark.parametrize("layers", [1, 3])
 def test_a_tuner_answers_the_same(monkeypatch, layers):
     """Widths that panels of 16 cut and widths that they do not."""
@@ -106,7 +90,7 @@ def test_a_tuner_answers_the_same(monkeypatch, layers):
     views = torch.randn(16, 3, 32, 32)
     names, results = ["cat", "sea lion", "dog"], []
     for answer in (True, False):
-        monkeypatch.setattr(matrix, "own_product_is_faster", lambda known=answer: known)
+        monkeypatch.setattr(products, "own_is_faster", lambda dtype, known=answer: known)
         config = TuneConfig(n_views=16, rho=0.25)
         results.append(Tuner(copy.deepcopy(model), names, config).tune_views(views))
     ours, theirs = results

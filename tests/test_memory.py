@@ -8,7 +8,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from tpt_fast import TuneConfig, Tuner, _machine
 from tpt_fast.memory import graph_tensors, measure
-from tpt_fast.models import matrix
+from tpt_fast.models import products
 from tpt_fast.text import TextEncoder
 
 NAMES = [f"thing number {i}" for i in range(50)]
@@ -42,7 +42,7 @@ def test_equals_what_the_allocator_gave(model, engine, precision, bound):
 
 
 def test_own_and_shared(model, monkeypatch):
-    monkeypatch.setattr(matrix, "own_product_is_faster", lambda: False)
+    monkeypatch.setattr(products, "own_is_faster", lambda dtype: False)
     full, half = (Tuner(model, NAMES, TuneConfig(precision=p), tokenizer=tokenizer).memory() for p in ("fp32", "bf16"))
     visual = sum(p.numel() for p in model.visual.parameters())
     blocks = sum(p.numel() for p in model.transformer.parameters())
@@ -56,8 +56,9 @@ def test_own_and_shared(model, monkeypatch):
 
 
 def test_weights_laid_out_for_our_own_product_count(model, monkeypatch):
+    monkeypatch.setattr(products, "own_is_faster", lambda dtype: False)
     before = Tuner(model, NAMES, TuneConfig(precision="bf16"), tokenizer=tokenizer).memory()
-    monkeypatch.setattr(matrix, "own_product_is_faster", lambda: True)
+    monkeypatch.setattr(products, "own_is_faster", lambda dtype: True)
     memory = Tuner(model, NAMES, tokenizer=tokenizer).memory()
     for part, copies, tower in (("image tower", 1, model.visual), ("text tower", 2, model.transformer)):
         size = 4 * sum(p.numel() for p in tower.parameters() if p.ndim > 1)
@@ -70,7 +71,7 @@ def test_weights_laid_out_for_our_own_product_count(model, monkeypatch):
 @pytest.mark.parametrize(("every", "laid_out"), [(5, True), (1, False)])
 def test_a_thousand_classes_leave_no_room_for_weights_laid_out(monkeypatch, every, laid_out):
     """On the CPU the text tower of ViT-B/16 stays under 1.5 GB, of which working memory takes up to 0.3."""
-    monkeypatch.setattr(matrix, "own_product_is_faster", lambda: True)
+    monkeypatch.setattr(products, "own_is_faster", lambda dtype: True)
     config = open_clip.get_model_config("ViT-B-16")
     vision = config["vision_cfg"] | {"layers": 1, "width": 64}
     model = open_clip.model.CLIP(config["embed_dim"], vision, config["text_cfg"])

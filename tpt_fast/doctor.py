@@ -39,6 +39,7 @@ def examine(progress: Callable[[int, int], None] | None = None, *, rebuild: bool
     _compilers(report)
     if _torch(report):
         _kernels(report, progress, rebuild)
+        found["products"] = _products()
         found["text tower"] = _text_tower()
     found["cache"] = _cache(report)
     return report
@@ -180,6 +181,16 @@ def _agrees(device: str) -> bool:
     logits = torch.linspace(-3, 3, 35).sin().mul(4).reshape(5, 7)
     found = (value.cpu() for value in objective(logits.to(device), 2))
     return all(torch.allclose(a, b, atol=1e-5) for a, b in zip(found, reference(logits, 2), strict=True))
+
+
+def _products() -> dict[str, str] | None:
+    """Whose product runs the layers of a tower of each type on this CPU, as measured."""
+    from .extension import load
+    from .models import products
+
+    if load.ensure().name != "native":
+        return None
+    return {str(dtype).removeprefix("torch."): products.described(dtype) for dtype in products.DTYPES}
 
 
 def _text_tower() -> dict[str, Any]:

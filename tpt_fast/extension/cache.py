@@ -40,6 +40,12 @@ def folder() -> Path:
         return Path(tempfile.gettempdir()) / f"tpt_fast-{os.getuid()}"
 
 
+def make(cache: Path) -> None:
+    """The folder ``cache``, where it is not there yet, which nobody else may write to, whatever the umask."""
+    for missing in reversed([path for path in (cache, *cache.parents) if not path.exists()]):
+        missing.mkdir(mode=0o755, exist_ok=True)
+
+
 def is_shared() -> bool:
     """Whether ``TPT_FAST_SHARED_CACHE`` says that the cache's owner and group are trusted.
 
@@ -152,8 +158,7 @@ def store(build: Path, compile_into: Callable[[Path], object], *, again: bool = 
     """
     cache, shared = build.parent, is_shared()
     try:
-        for missing in reversed([path for path in (cache, *cache.parents) if not path.exists()]):
-            missing.mkdir(mode=0o755, exist_ok=True)  # whatever the umask lets others do elsewhere
+        make(cache)
         tempfile.TemporaryFile(dir=cache).close()
     except OSError as error:
         raise BuildError(

@@ -3,34 +3,17 @@
 from __future__ import annotations
 
 import copy
-from functools import cache
 from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
 
-from .._machine import cpu_name
-from ..extension import load
 from ..ops.bias_act import bias_act_
 from ..ops.linear import linear, panels
 from ..reference.linear import PANEL
+from . import products
 
 _laid_out: WeakValueDictionary[tuple, Tensor] = WeakValueDictionary()
-
-
-@cache
-def own_product_is_faster() -> bool:
-    """Whether ``ops.linear`` beats torch's product in float32 on this CPU, as measured: on AMD's CPUs without AVX-512.
-
-    On Zen 3 it takes 0.7 to 0.95 times as long. Other CPUs were not measured; MKL is made for Intel's.
-    """
-    amd = "AMD" in cpu_name()
-    return amd and torch.backends.cpu.get_cpu_capability() == "AVX2" and load.ensure().name == "native"
-
-
-def own_product_is_faster_for(weight: Tensor) -> bool:
-    """:func:`own_product_is_faster`, if that product takes weights of this type there at all."""
-    return weight.device.type == "cpu" and weight.dtype == torch.float32 and own_product_is_faster()
 
 
 class Matrix:
@@ -44,7 +27,7 @@ class Matrix:
     def lay_out(self, *, backward: bool = False) -> Matrix:
         """Where our own product is the faster one, a matrix that holds the weight in its layout too, and once more
         transposed if ``backward``, which matrices of one weight share; elsewhere this one."""
-        if not own_product_is_faster_for(self.weight):
+        if self.weight.device.type != "cpu" or not products.own_is_faster(self.weight.dtype):
             return self
         made = Matrix(self.weight)
         made.panels = _shared_panels(self.weight)

@@ -12,6 +12,8 @@ from .bias_act import ACTIVATIONS
 
 define("linear(Tensor x, Tensor panels, Tensor? bias, int width, int activation) -> Tensor", reference.linear)
 
+DTYPES = (torch.float32,)  #: of x and the weight
+
 _NUMBERS = {None: 0} | {name: 1 + i for i, name in enumerate(ACTIVATIONS)}
 
 
