@@ -17,26 +17,29 @@
 namespace tpt_fast {
 namespace {
 
-constexpr int kLanes = 8, kVectors = kLinearPanel / kLanes;
-constexpr int64_t kBlockRows = 24 * kLinearRows, kPartDepth = kLinearScratch / kBlockRows;
+using Params = LinearParams<float>;
+
+constexpr int64_t kPanel = kLinearPanel<float>;
+constexpr int kLanes = 8, kVectors = kPanel / kLanes;
+constexpr int64_t kBlockRows = 24 * kLinearRows, kPartDepth = kLinearScratch<float> / kBlockRows;
 
 using Vector [[gnu::vector_size(kLanes * sizeof(float)), gnu::aligned(alignof(float))]] = float;
 
 Vector& at(float* p) { return *reinterpret_cast<Vector*>(p); }
 const Vector& at(const float* p) { return *reinterpret_cast<const Vector*>(p); }
 
-// A tile of results: `base` + rows [depth, kLinearRows] by panel [depth, kLinearPanel] -> out. Rows of base lie
+// A tile of results: `base` + rows [depth, kLinearRows] by panel [depth, kPanel] -> out. Rows of base lie
 // `base_stride` apart (0: all are one).
 void tile(const float* rows, const float* panel, int64_t depth, const float* base, int64_t base_stride, float* out,
           int64_t stride) {
 #pragma GCC unroll 6
   for (int64_t i = 0; i < kLinearRows; ++i) {  // a row may lie across two lines
     __builtin_prefetch(out + i * stride, 1);
-    __builtin_prefetch(out + i * stride + kLinearPanel - 1, 1);
+    __builtin_prefetch(out + i * stride + kPanel - 1, 1);
   }
   Vector sums[kLinearRows][kVectors] = {};
 #pragma GCC unroll 4
-  for (int64_t k = 0; k < depth; ++k, rows += kLinearRows, panel += kLinearPanel) {
+  for (int64_t k = 0; k < depth; ++k, rows += kLinearRows, panel += kPanel) {
 #pragma GCC unroll 6
     for (int64_t i = 0; i < kLinearRows; ++i) {
       for (int j = 0; j < kVectors; ++j) sums[i][j] += rows[i] * at(panel + j * kLanes);
@@ -52,9 +55,9 @@ void tile(const float* rows, const float* panel, int64_t depth, const float* bas
 template <class F>
 void apply(float* out, int64_t rows, int64_t columns, int64_t stride, F f) {
   for (int64_t i = 0; i < rows; ++i, out += stride) {
-    if (columns == kLinearPanel) {
+    if (columns == kPanel) {
 #pragma omp simd
-      for (int64_t j = 0; j < kLinearPanel; ++j) out[j] = f(out[j]);
+      for (int64_t j = 0; j < kPanel; ++j) out[j] = f(out[j]);
     } else {
       for (int64_t j = 0; j < columns; ++j) out[j] = f(out[j]);
     }
@@ -69,7 +72,7 @@ void activate(LinearActivation activation, float* out, int64_t rows, int64_t col
 }
 
 // x[first : first + rows, begin : begin + depth] -> [groups, depth, kLinearRows]; the last row stands for missing ones.
-void interleave(const LinearParams& p, int64_t first, int64_t rows, int64_t begin, int64_t depth, float* to) {
+void interleave(const Params& p, int64_t first, int64_t rows, int64_t begin, int64_t depth, float* to) {
   for (int64_t i = 0; i < rows; i += kLinearRows, to += depth * kLinearRows) {
     const float* from[kLinearRows];
     for (int64_t r = 0; r < kLinearRows; ++r) from[r] = p.x + (first + std::min(i + r, rows - 1)) * p.depth + begin;
@@ -80,27 +83,27 @@ void interleave(const LinearParams& p, int64_t first, int64_t rows, int64_t begi
 }
 
 // Everything that `count` rows from `first` on contribute from x[:, begin : begin + depth].
-void multiply(const LinearParams& p, int64_t first, int64_t count, int64_t begin, int64_t depth, const float* block) {
+void multiply(const Params& p, int64_t first, int64_t count, int64_t begin, int64_t depth, const float* block) {
   const bool is_last = begin + depth == p.depth;
-  for (int64_t column = 0; column < p.width; column += kLinearPanel) {
-    const int64_t columns = std::min(kLinearPanel, p.width - column);
-    const float* panel = p.panels + column / kLinearPanel * p.panel_stride + begin * kLinearPanel;
-    alignas(32) float bias[kLinearPanel] = {};
+  for (int64_t column = 0; column < p.width; column += kPanel) {
+    const int64_t columns = std::min(kPanel, p.width - column);
+    const float* panel = p.panels + column / kPanel * p.panel_stride + begin * kPanel;
+    alignas(32) float bias[kPanel] = {};
     if (p.bias) std::copy_n(p.bias + column, columns, bias);
-    const float* next = column + kLinearPanel < p.width ? panel + p.panel_stride : panel;
+    const float* next = column + kPanel < p.width ? panel + p.panel_stride : panel;
     for (int64_t i = 0; i < count; i += kLinearRows) {
       for (int64_t k = i * depth / count, stop = std::min(depth, (i + kLinearRows) * depth / count); k < stop; ++k)
-        __builtin_prefetch(next + k * kLinearPanel, 0, 2);
+        __builtin_prefetch(next + k * kPanel, 0, 2);
       const int64_t rows = std::min(kLinearRows, count - i);
       const float* some = block + i * depth;
       float* out = p.out + (first + i) * p.width + column;
-      if (rows == kLinearRows && columns == kLinearPanel) {
+      if (rows == kLinearRows && columns == kPanel) {
         begin ? tile(some, panel, depth, out, p.width, out, p.width) : tile(some, panel, depth, bias, 0, out, p.width);
       } else {  // at an edge: in a tile of its own
-        alignas(32) float whole[kLinearRows * kLinearPanel] = {};
-        for (int64_t r = 0; begin && r < rows; ++r) std::copy_n(out + r * p.width, columns, whole + r * kLinearPanel);
-        tile(some, panel, depth, begin ? whole : bias, begin ? kLinearPanel : 0, whole, kLinearPanel);
-        for (int64_t r = 0; r < rows; ++r) std::copy_n(whole + r * kLinearPanel, columns, out + r * p.width);
+        alignas(32) float whole[kLinearRows * kPanel] = {};
+        for (int64_t r = 0; begin && r < rows; ++r) std::copy_n(out + r * p.width, columns, whole + r * kPanel);
+        tile(some, panel, depth, begin ? whole : bias, begin ? kPanel : 0, whole, kPanel);
+        for (int64_t r = 0; r < rows; ++r) std::copy_n(whole + r * kPanel, columns, out + r * p.width);
       }
       if (is_last) activate(p.activation, out, rows, columns, p.width);
     }
@@ -109,7 +112,7 @@ void multiply(const LinearParams& p, int64_t first, int64_t count, int64_t begin
 
 }  // namespace
 
-void linear_forward(const LinearParams& p, float* rows, int64_t begin, int64_t end) {
+void linear_forward(const Params& p, float* rows, int64_t begin, int64_t end) {
   if (begin >= end) return;
   const int64_t first = begin * kLinearRows, last = std::min(end * kLinearRows, p.rows);
   // Blocks and parts of about one size: a short last one would use the caches badly.

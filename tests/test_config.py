@@ -40,7 +40,7 @@ def test_at_least_one_view_is_kept_unless_official():
         ({"ctx_init": 3}, TypeError, "ctx_init: expected a string, got int"),
         ({"n_ctx": 0}, ValueError, "n_ctx: expected 1 or more, got 0"),
         ({"ctx": [1.0]}, TypeError, "ctx: expected a tensor or the path of a CoOp checkpoint, got list"),
-        ({"precision": "int8"}, ValueError, "precision: expected one of fp32, fp16, bf16, got 'int8'"),
+        ({"precision": "int8"}, ValueError, "precision: expected one of fp32, fp16, bf16, auto, got 'int8'"),
         ({"seed": -1}, ValueError, "seed: expected 0 to 18446744073709551615, got -1"),
         ({"seed": 2**64}, ValueError, "seed: expected 0 to"),
         ({"decoder": "jpeg"}, ValueError, "decoder: expected one of pillow, torchvision, got 'jpeg'"),

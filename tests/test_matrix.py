@@ -25,13 +25,13 @@ def own(request, monkeypatch):
 def close(got, x, weight, bias=None):
     """To x @ weight.T + bias."""
     want = x.double() @ weight.double().t() + (0 if bias is None else bias.double())
-    bounds.assert_within(got, want, bounds.product(x, weight, bias))
+    bounds.assert_rounded(got, want, bounds.product(x, weight, bias))
 
 
-@pytest.mark.parametrize("rows", [(0, 32), (16, 48), (32, 50), (3, 40), (0, 50)])
-def test_products_of_some_rows(own, rows):
-    torch.manual_seed(0)
-    weight, x, bias = torch.randn(50, 20), torch.randn(3, 7, 20), torch.randn(50)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [(0, 32), (16, 48), (32, 50), (3, 40), (0, 50), (64, 128), (64, 131), (1, 70)])
+def test_products_of_some_rows(own, rows, dtype):
+    weight, x, bias = (torch.randn(*shape).to(dtype) for shape in ((131, 20), (3, 7, 20), (131,)))
     whole, part = Matrix(weight).lay_out(backward=True), slice(*rows)
     some, exact = whole.rows(*rows), weight[part]
     assert some.weight.data_ptr() == weight[part].data_ptr()
@@ -39,8 +39,10 @@ def test_products_of_some_rows(own, rows):
     close(some.project(x, bias[part]), x, exact, bias[part])
     truth = x.double() @ exact.double().t() + bias[part]
     allowed = 1.2 * bounds.product(x, exact, bias[part]) + bounds.activation(truth, x.dtype)
-    bounds.assert_within(some.activate(x, bias[part], "gelu"), gelu(truth), allowed)
-    grad = torch.randn(3, 7, rows[1] - rows[0])
+    if dtype == torch.bfloat16 and not own:  # torch's product is rounded before it is activated
+        allowed = allowed + 1.2 * bounds.roundoff(dtype) * truth.abs().add(bias[part].double().abs())
+    bounds.assert_rounded(some.activate(x, bias[part].float(), "gelu"), gelu(truth), allowed)
+    grad = torch.randn(3, 7, rows[1] - rows[0]).to(dtype)
     close(some.back(grad), grad, exact.t())
     close(whole.project(x, bias), x, weight, bias)
     with_panels = some.panels is not None and some.turned is not None
@@ -55,7 +57,7 @@ def test_without_backward_nothing_is_laid_out_for_it(own):
     close(plain.back(grad), grad, weight.t())
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
 def test_other_types_are_torchs(dtype, monkeypatch):
     monkeypatch.setenv("TPT_FAST_PRODUCT", "own")
     weight, x = torch.randn(20, 30).to(dtype), torch.randn(4, 30).to(dtype)

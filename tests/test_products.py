@@ -6,9 +6,12 @@ import stat
 import subprocess
 import sys
 
+import models
 import pytest
 import torch
 
+from tpt_fast import TuneConfig, Tuner
+from tpt_fast.clip import Clip
 from tpt_fast.extension import load
 from tpt_fast.models import products
 from tpt_fast.models.products import Measured
@@ -107,6 +110,18 @@ def test_without_kernels_it_is_torchs(kept, times, monkeypatch):
     assert not products.own_is_faster(FLOAT)
     monkeypatch.undo()
     assert not products.own_is_faster(torch.float64)
+
+
+@pytest.mark.parametrize(("half", "precision"), [(0.5, "bf16"), (0.9, "fp32")])
+def test_auto_is_the_precision_that_is_faster_by_far(kept, monkeypatch, half, precision):
+    seconds = {FLOAT: Measured(2.0, 1.0), torch.bfloat16: Measured(half, 3.0)}
+    monkeypatch.setattr(products, "measure", seconds.get)
+    clip = Clip(models.clip(), "auto")
+    assert clip.precision == precision
+    assert Tuner(clip, ["cat", "dog"], TuneConfig(precision="auto")).clip is clip
+    assert products.fastest_precision(torch.device("cuda")) == "fp32"
+    monkeypatch.setenv("TPT_FAST_PRODUCT", "torch")
+    assert products.fastest_precision(torch.device("cpu")) == "fp32"
 
 
 def test_processes_that_begin_together_have_one_answer(tmp_path):

@@ -172,10 +172,12 @@ def test_steps_1_to_3(context, engine):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("dtype", "product"), [("float16", "torch"), ("bfloat16", "torch"), ("bfloat16", "own")])
 @pytest.mark.parametrize("context", ["end", "middle"])
-def test_half_precision_is_no_worse_than_the_module(dtype, context):
+def test_half_precision_is_no_worse_than_the_module(dtype, product, context, monkeypatch):
     """On the average of some models: of any one, either may be off by half as much again."""
+    monkeypatch.setenv("TPT_FAST_PRODUCT", product)
+    dtype = getattr(torch, dtype)
     errors = {"packed": 0.0, "module": 0.0}
     for seed in range(8):
         model = make(layers=3, seed=seed)

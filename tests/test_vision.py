@@ -211,9 +211,11 @@ def test_module_with_a_reason(name):
     assert name in encoder.why_module
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("dtype", "product"), [("float16", "torch"), ("bfloat16", "torch"), ("bfloat16", "own")])
 @pytest.mark.parametrize("name", ["gelu", "quick gelu", "layer scale"])
-def test_half_types_are_no_further_than_the_module(name, dtype):
+def test_half_types_are_no_further_than_the_module(name, dtype, product, monkeypatch):
+    monkeypatch.setenv("TPT_FAST_PRODUCT", product)
+    dtype = getattr(torch, dtype)
     got, module = distances_of_half_types(ALL[name](), dtype)
     assert 0 < got < (1 + 8 / (2 * 16 * 32) ** 0.5) * module  # sizes known from 16 x 32 errors
 

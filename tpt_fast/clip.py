@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from . import config
 from ._checks import check_choice
 from ._modes import plain_modes
-from .models import read
+from .models import products, read
 from .models.weights import PRECISIONS
 from .text.prompts import Tokenizer
 from .text.tower import TextTower
@@ -24,7 +25,8 @@ class Clip:
         model: an open_clip ``CLIP`` or ``CustomTextCLIP``, or transformers' ``CLIPModel``, ``MetaClip2Model`` or
             ``SiglipModel``, or what OpenAI's ``clip.load`` gives, on the CPU or on CUDA; wrappers around the whole
             of it (``DataParallel``, ``DistributedDataParallel``, ``torch.compile``) are looked through.
-        precision: what the towers hold their weights in: "fp32", "fp16" or "bf16".
+        precision: what the towers hold their weights in: "fp32", "fp16" or "bf16"; or "auto", see
+            :class:`tpt_fast.TuneConfig`.
         tokenizer: callable ``texts -> int64 [n, context length]``, or transformers' tokenizer or processor, which also
             says how its models' images are prepared; default: the model's own.
         engine: how the text tower runs, "auto", "packed" or "module", see :class:`tpt_fast.TuneConfig`.
@@ -33,6 +35,7 @@ class Clip:
 
     Attributes:
         image: :class:`~tpt_fast.vision.ImageEncoder`; text: :class:`~tpt_fast.text.tower.TextTower`.
+        precision: what they are held in, "auto" no more; autocast: as given.
         scale: [] float32, exp(logit scale); bias: [] the logit bias of models trained by a sigmoid loss, or None.
         preprocessing: size, mean and deviation of its images.
 
@@ -50,10 +53,12 @@ class Clip:
         engine: str = "auto",
         autocast: bool = False,
     ) -> None:
-        check_choice("precision", precision, tuple(PRECISIONS))
+        check_choice("precision", precision, config.PRECISIONS)
         if autocast and precision != "fp16":
             raise ValueError(f"precision: expected 'fp16' with autocast, got {precision!r}")
         self._family = family = read(model, tokenizer)
+        if precision == "auto":
+            precision = products.fastest_precision(next(family.model.parameters()).device)
         self.precision, self.autocast = precision, autocast
         self.preprocessing = family.preprocessing
         self.scale, self.bias = family.scale, family.bias

@@ -556,7 +556,7 @@ def _clip(model: nn.Module | Clip, config: TuneConfig, tokenizer: Callable[..., 
     if tokenizer is not None:
         raise ValueError("tokenizer: expected None with a Clip, which has its own")
     for name, has, wanted in (
-        ("precision", model.precision, config.precision),
+        ("precision", model.precision, model.precision if config.precision == "auto" else config.precision),
         ("engine", model.text.wanted, config.engine),
         ("strict_official", model.autocast, config.autocasts),
     ):

@@ -84,10 +84,11 @@ def bench(
 
 def check(options: Options, rows: Path | None, plot: Path | None) -> torch.device:
     """Find bad usage now, before hours of measuring; returns the device."""
-    from ..config import TuneConfig
+    from .._checks import check_choice
+    from ..config import STORED
 
     with _shared.usage("--precision"):
-        TuneConfig(precision=options.precision)
+        check_choice("precision", options.precision, STORED)
     place = _models.place_of(options.device)
     if plot is not None:
         _shared.check_picture(plot, "--plot")

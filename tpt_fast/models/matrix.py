@@ -8,9 +8,10 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor, nn
 
+from ..ops._types import accumulation_dtype
 from ..ops.bias_act import bias_act_
 from ..ops.linear import linear, panels
-from ..reference.linear import PANEL
+from ..reference.linear import PANEL, TOGETHER
 from . import products
 
 _laid_out: WeakValueDictionary[tuple, Tensor] = WeakValueDictionary()
@@ -47,7 +48,8 @@ class Matrix:
         """``x @ weight.T + bias`` of x [..., in], bias in the storage type."""
         if self.panels is None:
             return nn.functional.linear(x, self.weight, bias)
-        return linear(x, self.panels, bias, width=len(self.weight))
+        wide = None if bias is None else bias.to(accumulation_dtype(bias.dtype))
+        return linear(x, self.panels, wide, width=len(self.weight))
 
     def activate(self, x: Tensor, bias: Tensor | None, activation: str) -> Tensor:
         """``activation(x @ weight.T + bias)``, bias in the accumulation type."""
@@ -62,14 +64,20 @@ class Matrix:
         return linear(grad, self.turned, width=self.weight.shape[1])
 
     def rows(self, start: int, stop: int) -> Matrix:
-        """``weight[start:stop]``, in the memory of this one where panels are not cut."""
+        """``weight[start:stop]``, in the memory of this one where it does not cut what lies together."""
         part = copy.copy(self)
         part.weight = self.weight[start:stop]
+        panel, together = PANEL.get(self.weight.dtype, 1), TOGETHER.get(self.weight.dtype, 1)
+
+        def cuts(step: int) -> bool:
+            """Whether these rows are whole steps of the layout."""
+            return start % step == 0 and (stop % step == 0 or stop == len(self.weight))
+
         if self.panels is not None:
-            whole = start % PANEL == 0 and (stop % PANEL == 0 or stop == len(self.weight))
-            part.panels = self.panels[start // PANEL : -(-stop // PANEL)] if whole else panels(part.weight)
+            part.panels = self.panels[start // panel : -(-stop // panel)] if cuts(panel) else panels(part.weight)
         if self.turned is not None:
-            part.turned = self.turned[:, start:stop]
+            within = self.turned[:, start // together : -(-stop // together)]
+            part.turned = within if cuts(together) else panels(part.weight.t())
         return part
 
 

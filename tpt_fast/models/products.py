@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from .._files import atomic_write
 from .._machine import cpu_identity, cpu_name
+from .._modes import plain_modes
 from ..extension import cache as builds
 from ..extension import load
 from ..ops._types import accumulation_dtype
@@ -28,6 +29,7 @@ from ..ops.bias_act import bias_act_
 from ..ops.linear import DTYPES, linear, panels
 
 MARGIN = 0.95  # ours has to take less than this share of torch's time, or the choice would be one of noise
+WORTH = 0.8  # bfloat16 has to take less than this share of float32's time, or its rounding is for nothing
 _WIDTH, _ROWS = 512, 384  # of a tower; rows for each thread
 _SECONDS, _LEAST, _MOST = 0.3, 3, 12  # of turns, and how many of them
 
@@ -65,6 +67,19 @@ def _choice() -> str | None:
     if choice not in {"auto", "own", "torch"}:
         raise ValueError(f"TPT_FAST_PRODUCT: expected auto, own or torch, got {choice!r}")
     return None if choice == "auto" else choice
+
+
+def fastest_precision(device: torch.device) -> str:
+    """What ``precision="auto"`` means on ``device``: "bf16" on a CPU whose layers take less than :data:`WORTH` of the
+    time in it, "fp32" otherwise."""
+    if device.type != "cpu":
+        return "fp32"
+
+    def seconds(dtype: torch.dtype) -> float:
+        times = measured(dtype)
+        return times.own if own_is_faster(dtype) else times.torch
+
+    return "bf16" if seconds(torch.bfloat16) < WORTH * seconds(torch.float32) else "fp32"
 
 
 def described(dtype: torch.dtype) -> str:
@@ -128,6 +143,7 @@ def _read(file: Path) -> Measured | None:
     return times if all(0 < each < math.inf for each in (times.own, times.torch)) else None
 
 
+@plain_modes
 @torch.no_grad()
 def measure(dtype: torch.dtype) -> Measured:
     """The least of some turns each: what else a machine does only adds to a time."""

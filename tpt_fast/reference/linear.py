@@ -7,18 +7,21 @@ from torch import Tensor
 
 from .bias_act import bias_act
 
-PANEL = 16  #: columns of the result that lie together
+PANEL = {torch.float32: 16, torch.bfloat16: 64}  #: columns of the result that lie together
+TOGETHER = {torch.float32: 1, torch.bfloat16: 2}  #: inputs of a column that lie together
 
 
 def panels(weight: Tensor) -> Tensor:
     """See :func:`tpt_fast.ops.linear.panels`."""
-    width, depth = weight.shape
-    whole = torch.nn.functional.pad(weight, (0, 0, 0, -width % PANEL))
-    return whole.view(-1, PANEL, depth).transpose(1, 2).contiguous()
+    (width, depth), panel, together = weight.shape, PANEL[weight.dtype], TOGETHER[weight.dtype]
+    whole = torch.nn.functional.pad(weight, (0, -depth % together, 0, -width % panel))
+    cut = whole.unflatten(1, (-1, together)).unflatten(0, (-1, panel)).transpose(1, 2).contiguous()
+    return cut if together > 1 else cut.squeeze(-1)
 
 
 def linear(x: Tensor, panels: Tensor, bias: Tensor | None, width: int, activation: int) -> Tensor:
     """See :func:`tpt_fast.ops.linear.linear`."""
-    weight = panels.transpose(1, 2).flatten(0, 1)[:width]
-    y = torch.nn.functional.linear(x, weight, bias)
-    return bias_act(y, None, quick=activation == 2) if activation else y
+    cut = panels if panels.dim() == 4 else panels.unsqueeze(-1)
+    weight = cut.transpose(1, 2).flatten(2).flatten(0, 1)[:width, : x.shape[1]]
+    y = torch.nn.functional.linear(x.float(), weight.float(), bias)
+    return (bias_act(y, None, quick=activation == 2) if activation else y).to(x.dtype)
