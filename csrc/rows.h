@@ -1,5 +1,6 @@
 // Rows of any storage type as rows to compute with, on the CPU. A float row is read and written where it lies; one of
-// 16 bits passes through a buffer, because gcc vectorises no loop that converts halves.
+// 16 bits passes through a buffer, because gcc vectorises no loop that converts halves. It does where bfloat16 is
+// converted, so loops over S = BFloat16 need no buffer either.
 #pragma once
 
 #include <type_traits>
@@ -14,15 +15,13 @@ void widen_row(const BFloat16* from, float* to, int64_t n);
 void narrow_row(const float* from, Half* to, int64_t n);
 void narrow_row(const float* from, BFloat16* to, int64_t n);
 
-template <class T>
+template <class T, class S = Accumulate<T>>
 class Row {
  public:
-  using A = Accumulate<T>;
-
   explicit Row(int64_t width) : width_(width), held_(kInPlace ? 0 : width) {}
 
   // The elements at `from`, for as long as this row is neither read nor written again.
-  const A* read(const T* from) {
+  const S* read(const T* from) {
     if constexpr (kInPlace) {
       return from;
     } else {
@@ -32,7 +31,7 @@ class Row {
   }
 
   // Where to compute what `write` then stores at `to`.
-  A* target(T* to) {
+  S* target(T* to) {
     if constexpr (kInPlace)
       return to;
     else
@@ -44,9 +43,9 @@ class Row {
   }
 
  private:
-  static constexpr bool kInPlace = std::is_same_v<T, A>;
+  static constexpr bool kInPlace = std::is_same_v<T, S>;
   int64_t width_;
-  std::vector<A> held_;
+  std::vector<S> held_;
 };
 
 // f(0) + ... + f(n - 1), in partial sums that fill several vectors: with one, each addition would wait for the last.

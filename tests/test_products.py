@@ -25,7 +25,7 @@ def kept(tmp_path, monkeypatch):
     load.ensure()  # out of the cache that holds it
     monkeypatch.setenv("TPT_FAST_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("TPT_FAST_PRODUCT", raising=False)
-    monkeypatch.setattr(products.load, "ensure", lambda: load.Backend("native"))
+    monkeypatch.setattr(products.load, "ensure", lambda *device: load.Backend("native"))
     products._measured.cache_clear()
     yield tmp_path / "cache"
     products._measured.cache_clear()
@@ -75,7 +75,7 @@ def test_whatever_it_depends_on_is_measured_anew(kept, times, monkeypatch, threa
     elif what == "cpu":
         monkeypatch.setattr(products, "cpu_name", lambda: "another")
     else:
-        monkeypatch.setattr(products.load, "ensure", lambda: load.Backend("native", kept / "another.so"))
+        monkeypatch.setattr(products.load, "ensure", lambda *device: load.Backend("native", kept / "another.so"))
     assert not products.own_is_faster(FLOAT)
     assert len(asked) == len(list(kept.glob("product-*.json"))) == 2
 
@@ -105,7 +105,7 @@ def test_the_variable_decides_without_measuring(kept, times, monkeypatch):
 
 
 def test_without_kernels_it_is_torchs(kept, times, monkeypatch):
-    monkeypatch.setattr(products.load, "ensure", lambda: load.Backend("reference"))
+    monkeypatch.setattr(products.load, "ensure", lambda *device: load.Backend("reference"))
     monkeypatch.setenv("TPT_FAST_PRODUCT", "own")
     assert not products.own_is_faster(FLOAT)
     monkeypatch.undo()
