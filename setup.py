@@ -53,7 +53,7 @@ setup(
     packages=[*find_packages(include=["tpt_fast", "tpt_fast.*"]), "tpt_fast._sources.csrc", "tpt_fast._sources.python"],
     package_dir={"tpt_fast._sources.csrc": "csrc", "tpt_fast._sources.python": "python"},
     package_data={
-        "tpt_fast": ["py.typed", "demo/*", "demo/photos/*"],
+        "tpt_fast": ["py.typed", "demo/*", "demo/photos/*", "evaluation/*.html"],
         "tpt_fast._sources.csrc": ["*.h", "*.cuh", "*.cpp", "*.cu"],
         "tpt_fast._sources.python": ["*.h", "*.cpp"],
     },

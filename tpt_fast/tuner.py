@@ -359,9 +359,13 @@ class Tuner:
 
     # --- the steps of a call, for pipelines of one's own
 
-    def prepare(self, image: ImageLike, boxes: Tensor | None = None) -> Prepared:
-        """From an image, as :meth:`__call__` takes it, to its views; safe to call from other threads."""
-        return self._cut(self._load(image), boxes)
+    def prepare(self, image: ImageLike, boxes: Tensor | None = None, *, seed: int | None = None) -> Prepared:
+        """From an image, as :meth:`__call__` takes it, to its views; safe to call from other threads.
+
+        Args:
+            seed: of this image's views, in place of the configuration's.
+        """
+        return self._cut(self._load(image), boxes, seed)
 
     def _load(self, image: ImageLike) -> _Loaded:
         stages = Stages()
@@ -369,11 +373,12 @@ class Tuner:
             pixels = load_image(image, self.config.decoder, self.device)
         return _Loaded(pixels, stages)
 
-    def _cut(self, loaded: _Loaded, boxes: Tensor | None = None) -> Prepared:
+    def _cut(self, loaded: _Loaded, boxes: Tensor | None = None, seed: int | None = None) -> Prepared:
         pixels, stages = loaded
         with stages("views"):
             # None stands for the global generators of torch and NumPy, from which the published code draws.
-            seed = None if self.config.strict_official else self.config.seed
+            if seed is None and not self.config.strict_official:
+                seed = self.config.seed
             if boxes is None:
                 boxes = draw_boxes(pixels.shape[0], pixels.shape[1], self.config.n_views - 1, seed=seed)
             views = make_views(
