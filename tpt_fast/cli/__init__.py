@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from . import _shared, bench, bench_demo, demo, doctor, methods, train, tune, words
+from . import _shared, bench, bench_demo, demo, doctor, methods, report, train, tune, words
+from .eval import evaluate
 from .map import map_image
 
 
@@ -42,9 +43,11 @@ for command in (
     doctor.doctor,
     bench.bench,
     bench_demo.bench_demo,
+    report.report,
 ):
     app.command()(command)
 app.command("map")(map_image)
+app.command("eval")(evaluate)
 
 
 def _version(wanted: bool) -> None:

@@ -35,6 +35,7 @@ class FieldOptions:
         panel: of all other fields.
         renamed: field -> name of its option, where that is another.
         meanings: field -> help, where the command line has to say something else.
+        without: fields that the command sets itself.
     """
 
     def __init__(
@@ -44,8 +45,10 @@ class FieldOptions:
         panels: Mapping[str, str] | None = None,
         renamed: Mapping[str, str] | None = None,
         meanings: Mapping[str, str] | None = None,
+        without: Sequence[str] = (),
     ) -> None:
         self._of, self._panel = of, panel
+        self._fields = [each for each in fields(of) if each.name not in without]
         self._panels, self._renamed, self._meanings = panels or {}, renamed or {}, meanings or {}
 
     def option(self, field: str) -> str:
@@ -61,7 +64,7 @@ class FieldOptions:
     def __call__(self, command: Callable) -> Callable:
         """Put an option for each field in the place of ``command``'s last parameter, which is ``**options``."""
         own = list(inspect.signature(command, eval_str=True).parameters.values())[:-1]
-        ours = [self._parameter(each) for each in fields(self._of)]
+        ours = [self._parameter(each) for each in self._fields]
 
         @functools.wraps(command)
         def called(**given: Any) -> Any:

@@ -110,11 +110,13 @@ def _check_same(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any])
         if before[name] != now[name]:
             was, got = (each[name] if name != "classnames" else f"{len(each[name])} names" for each in (before, now))
             raise ValueError(f"out: {folder} has rows of another set: its {name} was {was}, now it is {got}")
-    for part in ("model", "options"):
-        for name in before[part] | now[part]:
-            if before[part].get(name) != now[part].get(name):
-                was, got = before[part].get(name), now[part].get(name)
-                raise ValueError(f"{name}: expected {was!r}, which {folder} was made with, got {got!r}; or another out")
+    was, got = ({"weights": each["model"]["weights"], **each["options"]} for each in (before, now))
+    for name in was | got:
+        if was.get(name) != got.get(name):
+            raise ValueError(
+                f"{name}: expected {was.get(name)!r}, which {folder} was made with, got {got.get(name)!r}; "
+                "or another out"
+            )
     for label in before["methods"].keys() & now["methods"].keys():
         was, got = before["methods"][label], now["methods"][label]
         for name in was | got:

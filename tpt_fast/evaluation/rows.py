@@ -160,6 +160,13 @@ def write_merged(folder: Path, path: Path) -> int:
     return rows
 
 
+def some(folder: Path, method: str, seed: int, images: np.ndarray) -> dict[int, dict[str, Any]]:
+    """All columns of the rows of a few images, by index."""
+    names = [name for name in SCHEMA.names if name not in ("method", "seed")]
+    rows = _of(folder, method, seed, names, pc.field("image").isin(pa.array(images))).to_pylist()
+    return {row["image"]: row for row in rows}
+
+
 def errors(folder: Path, most: int = 20) -> dict[str, str]:
     """Of the first images that could not be read, by index, the id and why."""
     found: dict[int, tuple[str, str]] = {}
@@ -170,8 +177,9 @@ def errors(folder: Path, most: int = 20) -> dict[str, str]:
     return dict(found.values())
 
 
-def _of(folder: Path, method: str, seed: int, columns: list[str]) -> pa.Table:
+def _of(folder: Path, method: str, seed: int, columns: list[str], also: pc.Expression | None = None) -> pa.Table:
     schema = pa.schema([SCHEMA.field(name) for name in columns])
     of_run = (pc.field("method") == method) & (pc.field("seed") == pa.scalar(seed, pa.uint64()))
+    of_run = of_run if also is None else of_run & also
     tables = [pq.read_table(part, columns=columns, filters=of_run).cast(schema) for part in parts(folder)]
     return pa.concat_tables(tables or [schema.empty_table()]).unify_dictionaries().combine_chunks()

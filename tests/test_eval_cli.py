@@ -1,0 +1,148 @@
+"""``tpt-fast eval`` and ``tpt-fast report`` over sets made for the test."""
+
+import csv
+import json
+import math
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from command_line import FEW, one_demo_model, plain_terminal, rows, run, said  # noqa: F401
+from eval_sets import Photos
+
+from tpt_fast import demo
+from tpt_fast.evaluation import metrics
+from tpt_fast.evaluation import rows as of_run
+
+HOSTILE = "</script><b>& photos"
+
+
+@pytest.fixture
+def sets(monkeypatch):
+    """Image sets by their names, as the command opens them."""
+    known = {"few": Photos(10, broken=(6,), name="few"), "other": Photos(4, name=HOSTILE)}
+
+    def open_set(name, root=None, *, as_published=False, subset=False):
+        if name not in known:
+            raise ValueError(f"set: expected one of few, other, got {name!r}")
+        return known[name]
+
+    monkeypatch.setitem(sys.modules, "tpt_fast.evaluation.sets", SimpleNamespace(open_set=open_set))
+    return known
+
+
+def test_the_table_is_that_of_the_rows(sets, tmp_path):
+    out = tmp_path / "out"
+    args = ["eval", "few", "other", *FEW, "--method", "tpt,zero", "--seeds", "0,1", "--out", out]
+    result = run(*args, code=1)  # an image is broken
+    assert "few" in result.stdout
+    assert "0006.jpg" in result.stdout
+    lines = rows(run("report", out, "--json"))
+    assert [(line["set"], line["method"]) for line in lines if line["set"] == "few"] == [
+        ("few", "zero_shot"),
+        ("few", "tpt"),
+        ("few", "zero"),
+    ]
+    assert {line["set"] for line in lines} == {"few", HOSTILE}
+    merged = tmp_path / "rows.parquet"
+    assert "give one of" in said(run("report", out, "--rows", merged, code=2))
+    table = pq.read_table(next(out.glob("few*/rows/part-*")))
+    assert table.schema.names == of_run.SCHEMA.names
+    for line in lines:
+        if line["set"] != "few":
+            continue
+        folder = out / "few" / "rows"
+        tops = []
+        for seed in (0, 1):
+            found = of_run.read(folder, line["method"], seed)
+            assert found.failed.sum() == line["failed"] == 1
+            tops.append(100 * np.mean(found.rank[~found.failed] == 0))
+        assert line["top1"] == pytest.approx(np.mean(tops))
+        assert line["top1_sd"] == pytest.approx(np.std(tops, ddof=1))
+        assert line["images"] == 9
+        assert line["published_by"] == "no paper has this set"
+    with open(out / "report.csv", newline="") as file:
+        assert [row["method"] for row in csv.DictReader(file)] == [line["method"] for line in lines]
+    whole = json.loads((out / "report.json").read_text())
+    assert whole[0]["errors"] == {"0006.jpg": whole[0]["errors"]["0006.jpg"]}
+    with open(out / "classes.csv", newline="") as file:
+        classes = [row for row in csv.DictReader(file) if row["set"] == "few" and row["method"] == "tpt"]
+    assert len(classes) == len(demo.CLASSNAMES)
+    assert sum(int(row["images"]) for row in classes) == 9
+    seen = [row for row in classes if row["images"] != "0"]
+    weighted = sum(float(row["top1"]) * int(row["images"]) for row in seen) / 9
+    tpt = next(line for line in lines if (line["set"], line["method"]) == ("few", "tpt"))
+    assert weighted == pytest.approx(tpt["top1"])
+    assert all(row["top1"] == "" for row in classes if row["images"] == "0")
+
+
+def test_a_second_run_reads_no_image(sets, tmp_path):
+    args = ["eval", "few", *FEW, "--method", "tpt", "--out", tmp_path / "out", "--features", tmp_path / "features"]
+    run(*args, code=1)
+    sets["few"].read.clear()
+    run(*args, code=1)
+    run(*args[:-3], tmp_path / "new", *args[-2:], "--lr", "0.01", code=1)
+    assert not sets["few"].read
+
+
+def test_latex_has_a_row_for_each_method_and_escapes_names(sets, tmp_path):
+    run("eval", "other", *FEW, "--method", "tpt", "--out", tmp_path)
+    text = (tmp_path / "report.tex").read_text()
+    assert r"\& photos" in text
+    assert text.count(r"\\") == 3
+    assert "zero\\_shot & " in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "expected one of few, other, got 'nowhere'"),
+        (["few", "--seeds", "a"], "expected numbers with commas, got 'a'"),
+        (["few", "--seeds", "1,1"], "expected one or more different ones, got 1, 1"),
+        (["few", "--pretrained", "openai"], "it goes with --model NAME"),
+        (["few", "--method", "nothing"], "expected one of tpt"),
+        (["few", "--option", "seed=3"], "seed is an option of the command itself"),
+    ],
+)
+def test_bad_usage(sets, tmp_path, arguments, message):
+    assert message in said(run("eval", *arguments, "--out", tmp_path / "out", code=2))
+
+
+def test_other_options_are_refused_by_their_option(sets, tmp_path):
+    run("eval", "other", *FEW, "--method", "tpt", "--out", tmp_path)
+    found = said(run("eval", "other", "--views", "7", "--rho", "0.4", "--method", "tpt", "--out", tmp_path, code=2))
+    assert "--views" in found
+    assert "expected 6" in found
+    assert "--lr" in said(run("eval", "other", *FEW, "--lr", "1", "--method", "tpt", "--out", tmp_path, code=2))
+
+
+def test_a_report_of_nothing(tmp_path):
+    assert "expected the folder of an evaluation" in said(run("report", tmp_path, code=2))
+
+
+def test_published_figures_stand_beside_ours_or_a_reason_does():
+    from tpt_fast.evaluation.published import differences, published
+
+    found = published("imagenet-a", "tpt", "ViT-B-16-quickgelu", "openai")
+    assert (found.top1, found.source) == (54.77, "TPT, table 1")
+    assert published("Pets", "otpt", "ViT-B-16", "openai").ece == 1.9
+    assert published("photos", "tpt", "ViT-B-16", "openai") == "no paper has this set"
+    assert "OpenAI" in published("imagenet", "tpt", "ViT-B-16", "laion2b")
+    assert "RN50" in published("imagenet", "tpt", "ViT-L-14", "openai")
+    assert "could not be read" in published("imagenet", "mta", "RN50", "openai")
+    assert differences("imagenet", "tpt", 64, "crops") == ""
+    assert differences("pets", "tpt", 64, "crops") == "published with AugMix"
+    assert differences("imagenet", "tpt", 32, "crops") == "32 views, not 64"
+
+
+def test_intervals_are_of_the_same_images(sets, tmp_path):
+    run("eval", "few", *FEW, "--method", "tpt", "--out", tmp_path, code=1)
+    line = rows(run("report", tmp_path, "--json"))[1]
+    one, other = (of_run.read(tmp_path / "few" / "rows", method, 0) for method in ("tpt", "zero_shot"))
+    good = ~one.failed
+    expected = metrics.paired(one.right[good], other.right[good])
+    assert line["difference_to_zero_shot"] == pytest.approx(100 * expected.difference)
+    assert (line["gained"], line["lost"]) == (expected.gained, expected.lost)
+    assert not math.isnan(line["low_to_zero_shot"])

@@ -1,0 +1,255 @@
+"""``tpt-fast eval``: methods over image sets, and the table."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..config import TuneConfig
+from . import _models, _shared
+from ._options import FieldOptions, own_options
+from .report import show, write
+
+if TYPE_CHECKING:
+    from ..evaluation.run import Progress
+
+_MODEL, _SETS, _TUNING, _OUTPUT = "Model", "Image sets", "Tuning (defaults: the paper's)", "Output"
+_FIELDS = FieldOptions(
+    TuneConfig,
+    _TUNING,
+    panels=dict.fromkeys(("precision", "engine", "activations", "decoder", "cuda_graphs"), _MODEL),
+    renamed={"n_views": "views", "views": "augment"},
+    meanings={
+        "ctx": "Start from a CoOp checkpoint instead.",
+        "method": "What is done with the views; `tpt-fast methods` shows the names. With commas several.",
+    },
+    without=("seed",),
+)
+
+
+@_FIELDS
+def evaluate(
+    sets: Annotated[
+        list[str],
+        typer.Argument(metavar="SET", help="Image sets by name, or folders, tables and tars of images."),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            metavar="FOLDER",
+            file_okay=False,
+            help="Rows and reports; what it has is not done again.",
+            rich_help_panel=_OUTPUT,
+        ),
+    ],
+    root: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", exists=True, file_okay=False, help="Below which named sets lie.", rich_help_panel=_SETS
+        ),
+    ] = None,
+    as_published: Annotated[
+        bool,
+        typer.Option("--as-published", help="Class lists as published, with their faults.", rich_help_panel=_SETS),
+    ] = False,
+    subset: Annotated[
+        bool,
+        typer.Option("--subset", help="A part of a set is enough: say less of what is missing.", rich_help_panel=_SETS),
+    ] = False,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="An open_clip model. Default: the small demo model.", rich_help_panel=_MODEL),
+    ] = None,
+    pretrained: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TAG|PATH|none",
+            help="Weights of --model: open_clip's tag, a file, or none for random ones.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(metavar="DEVICE", help="Default: cuda if there is a GPU, else cpu.", rich_help_panel=_MODEL),
+    ] = None,
+    seeds: Annotated[
+        str, typer.Option(metavar="0,1,2", help="Of the views: one run for each.", rich_help_panel=_TUNING)
+    ] = "0",
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="An option of the method's own, such as gamma=0.1 of zero; `tpt-fast methods` shows them. Repeatable.",
+            rich_help_panel=_TUNING,
+        ),
+    ] = None,
+    features: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            file_okay=False,
+            help="Keep the features of all views here, and read them instead of images where they are kept.",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Threads that decode ahead.", rich_help_panel=_SETS)] = 2,
+    every: Annotated[
+        float,
+        typer.Option(min=0, help="Seconds after which rows are written.", rich_help_panel=_OUTPUT),
+    ] = 30.0,
+    **options: Any,
+) -> None:
+    """Run methods over image sets: accuracy, calibration, intervals, and the papers' figures beside them.
+
+    Each image is read and encoded once for all methods. A run that was ended goes on where it was when it is given
+    again. Under torchrun (`torchrun --nproc-per-node 8 -m tpt_fast eval ...`) the images are shared out.
+
+    Exit codes: 0 all fine, 1 some image failed (its row says why), 2 bad usage, 3 a problem of the environment.
+    """
+    if model is None and pretrained is not None:
+        raise typer.BadParameter("it goes with --model NAME", param_hint="--pretrained")
+    numbers = _numbers(seeds)
+    with _shared.environment(), _group() as rank:
+        with _shared.usage(_FIELDS.option_in):
+            config = TuneConfig.of(**options, **own_options(option or (), options | {"seed": None}))
+
+        from ..clip import Clip
+        from ..evaluation.report import report
+        from ..evaluation.run import evaluate
+        from ..evaluation.sets import open_set
+
+        with _shared.usage("SET", anything=True):
+            opened = [open_set(name, root, as_published=as_published, subset=subset) for name in sets]
+        for each in opened if rank == 0 else []:
+            for note in each.notes:
+                _shared.remark(f"{each.name}: {note}")
+        place = _place(device)
+        loaded = _models.load_demo(place) if model is None else _models.load_model(model, pretrained, place)
+        _shared.kernels(_models.place_of(place))
+        with _shared.usage(_FIELDS.option_in):
+            clip = Clip(
+                loaded.model,
+                config.precision,
+                tokenizer=loaded.tokenizer,
+                engine=config.engine,
+                autocast=config.autocasts,
+            )
+        for name, images in zip(sets, opened):
+            where = None if root is None else str(root.resolve())
+            source = {"set": name, "root": where, "as_published": as_published, "subset": subset}
+            about = {"model": model, "pretrained": pretrained, "source": source}
+            with _options_named(), _bars(rank) as seen:
+                evaluate(
+                    images, clip, config, out=out, seeds=numbers, features=features,
+                    workers=workers, every=every, about=about, seen=seen,
+                )  # fmt: skip
+        _wait_for_all()
+        if rank != 0:
+            return
+        found = report(out)
+        show(found)
+        write(found, out)
+    failed = sum(max((each.failed for each in of_set.methods), default=0) for of_set in found)
+    if failed:
+        _shared.remark(f"{failed} images failed")
+        raise typer.Exit(_shared.IMAGE_FAILED)
+
+
+def _numbers(seeds: str) -> list[int]:
+    try:
+        return [int(each) for each in seeds.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"expected numbers with commas, got {seeds!r}", param_hint="--seeds") from None
+
+
+@contextmanager
+def _options_named() -> Iterator[None]:
+    """A ValueError that begins with the name of an option is bad usage of it, and any other what it is."""
+    others = {"weights": "--pretrained", "shards": "--method"}
+    others |= {name: f"--{name}" for name in ("seeds", "out", "features", "workers")}
+    try:
+        yield
+    except ValueError as error:
+        name = str(error).partition(":")[0]
+        option = _FIELDS.option_in(str(error)) or others.get(name) or ("--option" if name.isidentifier() else None)
+        if option is None:
+            raise
+        raise typer.BadParameter(str(error), param_hint=option) from error
+
+
+def _place(device: str | None) -> str | None:
+    """Of several processes on a machine with GPUs each has one of its own."""
+    import torch
+
+    if device in (None, "cuda") and "LOCAL_RANK" in os.environ and torch.cuda.is_available():
+        return f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
+    return device
+
+
+@contextmanager
+def _group() -> Iterator[int]:
+    """The process group that torchrun has started, if it has; its rank."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        yield 0
+        return
+    from torch import distributed
+
+    try:
+        distributed.init_process_group("gloo", timeout=timedelta(days=7))  # shares take unequal time
+    except (RuntimeError, ValueError) as error:
+        _shared.stop(f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, and there is no process group: {error}")
+    try:
+        yield distributed.get_rank()
+    finally:
+        distributed.destroy_process_group()
+
+
+def _wait_for_all() -> None:
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.barrier()
+
+
+@contextmanager
+def _bars(rank: int) -> Iterator[Any]:
+    """A bar for each seed, with the running accuracy of each method; the first process shows its own share."""
+    from tqdm import tqdm
+
+    bar: tqdm | None = None
+    shown: Any = None
+
+    def seen(progress: Progress) -> None:
+        nonlocal bar, shown
+        if rank != 0:
+            return
+        if shown is not progress:
+            if bar is not None:
+                bar.close()
+            shown = progress
+            bar = tqdm(
+                total=progress.total,
+                desc=_shared.shown(f"{progress.set}, seed {progress.seed}"),
+                unit="img",
+                mininterval=0.2 if sys.stderr.isatty() else 30,
+                dynamic_ncols=True,
+            )
+        assert bar is not None
+        answered = max(progress.done - progress.failed, 1)
+        rates = [f"{name} {right / answered:.1%}" for name, right in progress.right.items()]
+        failed = [f"{progress.failed} failed"] if progress.failed else []
+        bar.set_postfix_str(", ".join(rates + failed), refresh=False)
+        bar.update()
+
+    try:
+        yield seen
+    finally:
+        if bar is not None:
+            bar.close()
