@@ -17,6 +17,7 @@ from ._shared import shown
 
 if TYPE_CHECKING:
     from ..evaluation.report import SetReport
+    from ..evaluation.sets import ImageSet
 
 
 def report(
@@ -72,6 +73,7 @@ def show(found: list[SetReport]) -> None:
 def write(found: list[SetReport], folder: Path) -> None:
     """The files of a report."""
     from ..evaluation import report as reports
+    from ..evaluation.page import write_page
 
     folder.mkdir(parents=True, exist_ok=True)
     reports.write_csv(found, folder / "report.csv")
@@ -79,7 +81,24 @@ def write(found: list[SetReport], folder: Path) -> None:
     for name, text in (("report.json", reports.as_json(found)), ("report.tex", reports.as_latex(found))):
         with atomic_write(folder / name) as aside:
             aside.write_text(text, "utf-8")
-    _shared.remark(f"report.csv, classes.csv, report.json and report.tex are in {folder}")
+    write_page(found, folder / "report.html", _images)
+    _shared.remark(f"report.html, report.csv, classes.csv, report.json and report.tex are in {folder}")
+
+
+def _images(of_set: SetReport) -> ImageSet | str:
+    """The images as the run opened them, for the pictures of the report."""
+    from ..evaluation.sets import open_set
+
+    source = of_set.about["model"].get("source")
+    if source is None:
+        return "the set was not opened by its name"
+    try:
+        images = open_set(source["set"], source["root"], as_published=source["as_published"], subset=source["subset"])
+        if images.digest != of_set.about["digest"]:
+            return f"{source['set']} holds other images now"
+    except (OSError, ValueError) as error:
+        return str(error)
+    return images
 
 
 def _table(of_set: SetReport) -> Table:

@@ -114,7 +114,9 @@ def evaluate(
     digest = weights_digest(model.model)
     folder = set_folder(out, images.name)
     if place.rank == 0:
-        note_down(folder, images, config, methods_of(config), {"weights": digest, **(about or {})})
+        prepared = model.preprocessing._asdict()
+        made_with = {"weights": digest, "preprocessing": prepared, **(about or {})}
+        note_down(folder, images, config, methods_of(config), made_with)
     for seed in seeds:
         run = _Run(images, model, replace(config, seed=seed), folder, place, digest, workers, every, seen)
         if features is not None:
