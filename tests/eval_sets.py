@@ -5,6 +5,7 @@ import io
 from dataclasses import dataclass, field
 from functools import lru_cache
 
+import numpy as np
 from PIL import Image
 
 from tpt_fast import demo
@@ -41,6 +42,10 @@ class Photos:
     @property
     def digest(self) -> str:
         return hashlib.sha256(f"{self.count} {self.broken}".encode()).hexdigest()
+
+    @property
+    def labels(self) -> np.ndarray:
+        return np.array([self.label(i) for i in range(self.count)])
 
     def __len__(self) -> int:
         return self.count

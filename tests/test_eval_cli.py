@@ -145,3 +145,16 @@ def test_intervals_are_of_the_same_images(sets, tmp_path):
     assert line["difference_to_zero_shot"] == pytest.approx(100 * expected.difference)
     assert (line["gained"], line["lost"]) == (expected.gained, expected.lost)
     assert not math.isnan(line["low_to_zero_shot"])
+
+
+def test_permuted_labels_end_it_before_the_first_row(sets, tmp_path):
+    """Each photograph four times under the label of the next one's."""
+    permuted = sets["few"] = Photos(32, name="few")
+    right = permuted.label
+    permuted.label = lambda i: right(i + 1)
+    found = said(run("eval", "few", *FEW, "--method", "zero", "--rho", "0.1", "--out", tmp_path, code=2))
+    assert "the labels are permuted" in found
+    assert "looks like" in found
+    assert not [*tmp_path.glob("*/rows/*")]
+    run("eval", "few", "--views", "2", "--method", "zero", "--no-preflight", "--out", tmp_path)
+    assert [*tmp_path.glob("*/rows/*")]

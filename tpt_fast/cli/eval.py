@@ -18,7 +18,9 @@ from ._options import FieldOptions, own_options
 from .report import show, write
 
 if TYPE_CHECKING:
+    from ..clip import Clip
     from ..evaluation.run import Progress
+    from ..evaluation.sets import ImageSet
 
 _MODEL, _SETS, _TUNING, _OUTPUT = "Model", "Image sets", "Tuning (defaults: the paper's)", "Output"
 _FIELDS = FieldOptions(
@@ -99,6 +101,14 @@ def evaluate(
             rich_help_panel=_OUTPUT,
         ),
     ] = None,
+    look: Annotated[
+        bool,
+        typer.Option(
+            "--preflight/--no-preflight",
+            help="Before the first image of a set, ask the model about a few hundred: permuted labels end it.",
+            rich_help_panel=_SETS,
+        ),
+    ] = True,
     workers: Annotated[int, typer.Option(min=1, help="Threads that decode ahead.", rich_help_panel=_SETS)] = 2,
     every: Annotated[
         float,
@@ -141,6 +151,8 @@ def evaluate(
                 engine=config.engine,
                 autocast=config.autocasts,
             )
+        for images in opened if look and rank == 0 else []:
+            _look_before(images, clip, config, out)
         for name, images in zip(sets, opened):
             where = None if root is None else str(root.resolve())
             source = {"set": name, "root": where, "as_published": as_published, "subset": subset}
@@ -167,6 +179,23 @@ def _numbers(seeds: str) -> list[int]:
         return [int(each) for each in seeds.split(",")]
     except ValueError:
         raise typer.BadParameter(f"expected numbers with commas, got {seeds!r}", param_hint="--seeds") from None
+
+
+def _look_before(images: ImageSet, clip: Clip, config: TuneConfig, out: Path) -> None:
+    """End with the map of permuted labels, if they are; unless there are rows already."""
+    from ..evaluation.folder import set_folder
+    from ..evaluation.preflight import preflight
+    from ..evaluation.rows import parts
+    from ..evaluation.run import zero_shot_predictor
+
+    if config.autocasts or parts(set_folder(out, images.name) / "rows"):
+        return
+    with _shared.waiting(f"looking at {images.name}"):
+        found = preflight(images, zero_shot_predictor(images, clip, config))
+    with _shared.usage("SET"):
+        found.check()
+    said = found.message or f"{images.name}: zero-shot, {found.accuracy:.1%} of {found.images} images are right"
+    _shared.remark(said)
 
 
 @contextmanager

@@ -125,6 +125,19 @@ def evaluate(
     return folder
 
 
+def zero_shot_predictor(images: ImageSet, clip: Clip, config: TuneConfig) -> Callable[[np.ndarray], np.ndarray]:
+    """From places of images, int64 [n], to their classes by the plain image, for a look before a run."""
+    defaults: Any = {each.name: each.default for each in fields(config) if each.name in SHARED}
+    plain = replace(config, method=ZERO_SHOT, strict_official=False, n_views=2, **defaults)
+    tuner = Tuner(clip, images.classnames, plain)
+
+    def predict(places: np.ndarray) -> np.ndarray:
+        results = tuner.map(images.image(int(i)) for i in places)
+        return np.array([0 if each.error is not None else each.index for each in results], np.int64)
+
+    return predict
+
+
 def image_seed(seed: int, id: str) -> int:
     """Of the views of one image: ``tuner.prepare(path, seed=image_seed(0, id))`` are those of a run with seed 0."""
     return int.from_bytes(hashlib.sha256(f"{seed}\n{id}".encode()).digest()[:8], "big") >> 1
