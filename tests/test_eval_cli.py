@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 import sys
 from types import SimpleNamespace
 
@@ -39,6 +40,7 @@ def test_the_table_is_that_of_the_rows(sets, tmp_path):
     result = run(*args, code=1)  # an image is broken
     assert "few" in result.stdout
     assert "0006.jpg" in result.stdout
+    assert re.search(r"few, seed 1: 100%.*tpt \d+\.\d%, zero \d+\.\d%, zero_shot \d+\.\d%, 1 failed", result.stderr)
     lines = rows(run("report", out, "--json"))
     assert [(line["set"], line["method"]) for line in lines if line["set"] == "few"] == [
         ("few", "zero_shot"),

@@ -261,3 +261,15 @@ def test_official_draws_by_image_too(clip, tmp_path):
     with pytest.raises(Stop):
         run(images, clip, tmp_path / "two", cfg, seen=stop_after(2))
     same(table(run(images, clip, tmp_path / "two", cfg)), one)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_kept_features_on_a_gpu(tmp_path):
+    loaded = demo.load()
+    clip = Clip(loaded.model.cuda(), tokenizer=loaded.tokenizer)
+    images, features = Photos(6, broken=(1,)), tmp_path / "features"
+    first = run(images, clip, tmp_path / "first", features=features)
+    images.read.clear()
+    again = run(images, clip, tmp_path / "again", features=features)
+    assert not images.read
+    same(table(again), table(first))

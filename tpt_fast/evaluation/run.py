@@ -14,6 +14,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import quote
 
 import numpy as np
 import torch
@@ -297,7 +298,7 @@ class _Run:
             if isinstance(found, str):
                 raise ValueError(found)
             if found is not None:
-                return Prepared(found, {})
+                return Prepared(found.to(tuner.device), {})
             return _Loaded(image, load_image(self.images.image(image), tuner.config.decoder, tuner.device))
 
         def views(loaded: _Loaded | Prepared) -> Prepared:
@@ -339,7 +340,7 @@ class _Run:
         return {"device": device, "torch": torch.__version__, "processes": self.place.processes}
 
     def _state_file(self, label: str, seen: int) -> Path:
-        return self.folder / "memory" / f"{label}-{self.config.seed}-{seen}.safetensors"
+        return self.folder / "memory" / f"{quote(label, safe='')}-{self.config.seed}-{seen}.safetensors"
 
 
 def _peaks(device: torch.device) -> dict[str, int]:
