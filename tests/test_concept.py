@@ -118,6 +118,22 @@ def test_a_made_concept_is_learned_and_found_in_others(clip, options):
     assert torch.equal(fitted(positives[:, 0]), again(positives[:, 0]))
 
 
+def test_the_callers_modes_do_not_count(clip):
+    positives, negatives = examples(1, 3)
+    plain = tpt_fast.fit_concept(clip, positives, negatives, steps=3)
+    torch.set_default_dtype(torch.float64)
+    torch.set_default_device("meta")
+    try:
+        with torch.inference_mode():
+            other = tpt_fast.fit_concept(clip, positives, negatives, steps=3)
+            answer = other(positives[:, 0])
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+    assert other.losses == plain.losses
+    assert torch.equal(answer, plain(positives[:, 0]))
+
+
 def test_pictures_of_a_concept():
     """Warm and cold colours in noise, by the demo model."""
     random = np.random.default_rng(0)

@@ -170,6 +170,25 @@ def test_contexts_of_classes_and_places_of_the_name(clip):
     assert torch.equal(words.ctx, Tuner(clip, NAMES).classes.text.ctx_init.expand(5, 4, 64))
 
 
+@pytest.mark.parametrize("trainer", [tpt_fast.train_coop, tpt_fast.train_cocoop])
+def test_the_callers_modes_do_not_count(model, trainer):
+    plain = run(trainer, model, epochs=2, n_ctx=4, lr=0.1)
+    state = torch.random.get_rng_state()
+    torch.set_default_dtype(torch.float64)
+    torch.set_default_device("meta")
+    try:
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+            with torch.device("cpu"):
+                data = examples()
+            other = run(trainer, model, data=data, epochs=2, n_ctx=4, lr=0.1)
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+    assert other.losses == plain.losses
+    assert all(map(torch.equal, tensors(plain), tensors(other)))
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
 # --- stopping, and going on
 
 

@@ -140,7 +140,7 @@ def train(
         _shared.kernels(_models.place_of(device))
         recipe = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "momentum": momentum, "seed": seed}
         recipe |= {"weight_decay": weight_decay, "warmup_epochs": warmup_epochs, "warmup_lr": warmup_lr}
-        options = {name: value for name, value in recipe.items() if value is not None}
+        options: dict[str, Any] = {name: value for name, value in recipe.items() if value is not None}
         options |= {"ctx_init": ctx_init, "views": views, "checkpoint": out, "resume": resume}
         if n_ctx is not None:
             options["n_ctx"] = n_ctx or None

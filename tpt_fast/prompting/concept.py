@@ -98,8 +98,9 @@ def fit_concept(
                 raise type(error)(str(error).replace("images", name, 1)) from error
         examples.append(check_features(images, like, name).flatten(0, 1))
     features = torch.cat(examples)
-    targets = torch.arange(2, device=clip.device).repeat_interleave(torch.tensor([*map(len, examples)]).to(clip.device))
-    weights = torch.tensor([len(features) / (2 * len(each)) for each in examples]).to(features)
+    counts = torch.tensor([*map(len, examples)], device=clip.device)
+    targets = torch.arange(2, device=clip.device).repeat_interleave(counts)
+    weights = counts.sum() / (2 * counts).to(features)
 
     moved = [nn.Parameter(ctx), nn.Parameter(names)]
     optimizer = torch.optim.AdamW(moved, lr=lr, weight_decay=weight_decay, foreach=False)

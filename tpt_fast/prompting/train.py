@@ -23,7 +23,7 @@ from ..text import TextEncoder
 from ..text.classes import Classes
 from ..text.prompts import check_classnames
 from ..views.decode import ImageLike
-from .cocoop import CoCoOp
+from .cocoop import META_NET, CoCoOp
 from .examples import check_features, encode_examples
 
 
@@ -68,6 +68,7 @@ class Trained:
     text: dict[str, Any] = field(repr=False)  #: what the text tower chose: TextEncoder.describe()
 
 
+@plain_modes
 def train_coop(
     model: nn.Module | Clip,
     images: Sequence[ImageLike] | Tensor,
@@ -120,6 +121,7 @@ def train_coop(
     return _train(clip, images, labels, classes, learner, plan, told, views, checkpoint, resume, progress)
 
 
+@plain_modes
 def train_cocoop(
     model: nn.Module | Clip,
     images: Sequence[ImageLike] | Tensor,
@@ -170,22 +172,22 @@ class _Cocoop(nn.Module):
     def __init__(self, ctx: Tensor, features: int, seed: int) -> None:
         super().__init__()
         hidden = max(1, features // 16)
-        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            layers = [("linear1", nn.Linear(features, hidden)), ("relu", nn.ReLU())]
-            net = nn.Sequential(OrderedDict([*layers, ("linear2", nn.Linear(hidden, ctx.shape[-1]))]))
-        self.ctx, self.meta_net = nn.Parameter(ctx.clone()), net.to(ctx)
+            first = nn.Linear(features, hidden, **ON_THE_CPU)
+            second = nn.Linear(hidden, ctx.shape[-1], **ON_THE_CPU)
+        net = nn.Sequential(OrderedDict([("linear1", first), ("relu", nn.ReLU()), ("linear2", second)]))
+        self.ctx, self.meta_net = nn.Parameter(ctx.clone()), net.to(ctx.device, ctx.dtype)
 
     def forward(self, features: Tensor) -> Tensor:
         return self.ctx + self.meta_net(features).unsqueeze(1)
 
     def learned(self) -> CoCoOp:
-        net = self.meta_net
-        parts = self.ctx, net.linear1.weight, net.linear1.bias, net.linear2.weight, net.linear2.bias
-        return CoCoOp(*(part.detach().float().cpu().clone() for part in parts))
+        fields = {"ctx": "ctx", **META_NET}
+        found = {fields[name]: tensor.float().cpu().clone() for name, tensor in self.state_dict().items()}
+        return CoCoOp(**found, normalised=True)
 
 
-@plain_modes
 def _train(
     clip: Clip,
     images: Sequence[ImageLike] | Tensor,
@@ -247,7 +249,8 @@ class _Run:
         for group in self._optimizer.param_groups:
             group["lr"] = plan.rate(epoch)
         # Of each epoch its own, so that one that goes on from a file draws the same.
-        order = torch.randperm(count, generator=torch.Generator().manual_seed((plan.seed + epoch) % MAX_SEED))
+        shuffle = torch.Generator().manual_seed((plan.seed + epoch) % MAX_SEED)
+        order = torch.randperm(count, generator=shuffle, device="cpu")
         batches = order.to(self._targets.device).split(plan.batch_size)
         if count > plan.batch_size and len(batches[-1]) < plan.batch_size:
             batches = batches[:-1]  # as published
