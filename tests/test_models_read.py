@@ -11,6 +11,7 @@ from torch import nn
 import tpt_fast
 from tpt_fast import TextEncoder, TuneConfig, Tuner
 from tpt_fast.demo import PHOTO_FOLDER
+from tpt_fast.methods.published import pil_views
 from tpt_fast.models import read
 
 NAMES = ["cat", "dog", "sports car"]
@@ -44,12 +45,50 @@ def test_view_0_is_the_models_own_preprocessing_to_the_bit(cfg, size):
         assert torch.equal(result.views[1:], plain.views[1:])
 
 
-@pytest.mark.parametrize("cfg", [{"resize_mode": "longest"}, {"interpolation": "nearest"}], ids=str)
+FITTED = [{}, {"interpolation": "bilinear"}, {"fill_color": 255}, {"fill_color": 7, "mean": (0.5,) * 3}]
+
+
+@pytest.mark.parametrize("cfg", FITTED, ids=str)
+@pytest.mark.parametrize("size", [(60, 91), (300, 41), (41, 299), (48, 48), (31, 20), (480, 7), (9, 430), (49, 48)])
+def test_view_0_that_is_fitted_and_padded(cfg, size):
+    model, image = small(resize_mode="longest", **cfg), Image.open(PHOTO).convert("RGB").resize(size)
+    own = image_transform_v2(PreprocessCfg(**model.visual.preprocess_cfg), is_train=False)(image)
+    tuner = Tuner(model, NAMES, FEW)
+    result = tuner(image, keep_views=True)
+    assert torch.equal(result.views[0], own)
+    whole = tpt_fast.make_views(image, 4, **tuner.preprocessing._asdict())
+    assert torch.equal(result.views, whole)  # which came in patches
+    plain = tpt_fast.make_views(image, 4, **tuner.preprocessing._replace(resize_mode="shortest")._asdict())
+    assert torch.equal(whole[1:], plain[1:])  # the crops are what they always are
+
+
+def test_fitted_views_of_augmix_and_of_slivers():
+    cfg = {"size": 48, "resize_mode": "longest", "fill": 9}
+    image = Image.open(PHOTO).convert("RGB").resize((60, 91))
+    first = tpt_fast.make_views(image, 1, **cfg)[0]
+    assert torch.equal(tpt_fast.make_views(image, 3, **cfg, views="augmix")[0], first)
+    with pytest.raises(ValueError, match=r"image: 2 x 500 .* nothing of the shorter one is left"):
+        tpt_fast.make_views(image.resize((500, 2)), 1, **cfg)
+    with pytest.raises(ValueError, match="fill: expected"):
+        tpt_fast.make_views(image, 1, **cfg | {"fill": 256})
+
+
+def test_published_views_are_the_same():
+    model = small(resize_mode="longest", fill_color=200)
+    prepared, image = read(model).preprocessing, Image.open(PHOTO).convert("RGB").resize((60, 91))
+    torch.manual_seed(0)
+    views = pil_views(image, 3, prepared)
+    assert torch.equal(tpt_fast.make_views(image, 3, **prepared._asdict()), views)
+
+
+@pytest.mark.parametrize(
+    "cfg", [{"resize_mode": "fit"}, {"interpolation": "nearest"}, {"fill_color": "red"}, {"fill_color": 300}], ids=str
+)
 def test_other_preprocessing_is_refused_by_name(cfg):
     model = small()
     model.visual.preprocess_cfg = model.visual.preprocess_cfg | cfg
     ((name, value),) = cfg.items()
-    with pytest.raises(ValueError, match=f"model: visual.preprocess_cfg says {name} '{value}', and .* are known here"):
+    with pytest.raises(ValueError, match=f"model: visual.preprocess_cfg says {name} {value!r}, and .* are known here"):
         Tuner(model, NAMES)
 
 

@@ -35,13 +35,23 @@ class Outcome(NamedTuple):
 
 def pil_views(image: Image.Image, n_views: int, wanted: Preprocessing) -> Tensor:
     """[N, 3, S, S]: the plain image, then random resized crops and flips drawn from torch's global generator."""
-    normalise = transforms.Compose([transforms.ToTensor(), transforms.Normalize(wanted.mean, wanted.std)])
-    size, by = wanted.size, transforms.InterpolationMode(wanted.interpolation)
-    resized = transforms.Resize(size if wanted.resize_mode == "shortest" else (size, size), by)
-    plain = transforms.Compose([resized, transforms.CenterCrop(size)])
-    crop = transforms.Compose([transforms.RandomResizedCrop(size), transforms.RandomHorizontalFlip()])
+    from open_clip.transform import image_transform  # importing it takes seconds, and not all that is here needs it
+
+    plain = image_transform(
+        wanted.size,
+        is_train=False,
+        mean=wanted.mean,
+        std=wanted.std,
+        resize_mode=wanted.resize_mode,
+        interpolation=wanted.interpolation,
+        fill_color=wanted.fill,
+    )
+    crop = transforms.Compose([
+        transforms.RandomResizedCrop(wanted.size), transforms.RandomHorizontalFlip(), transforms.ToTensor(),
+        transforms.Normalize(wanted.mean, wanted.std),
+    ])  # fmt: skip
     image = image.convert("RGB")
-    return torch.stack([normalise(plain(image)), *(normalise(crop(image)) for _ in range(n_views - 1))])
+    return torch.stack([plain(image), *(crop(image) for _ in range(n_views - 1))])
 
 
 def view_entropies(logits: Tensor) -> Tensor:

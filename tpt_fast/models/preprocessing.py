@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from ..views.crops import INTERPOLATIONS, RESIZE_MODES
-from ..views.make import CLIP_MEAN, CLIP_STD
+from ..views.crops import INTERPOLATIONS
+from ..views.make import CLIP_MEAN, CLIP_STD, RESIZE_MODES
 from .weights import Foreign
 
 
@@ -18,9 +18,11 @@ class Preprocessing(NamedTuple):
     size: int  #: pixels of a side
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
-    resize_mode: str = "shortest"  #: "shortest" side to ``size`` and the middle cut out, or "squash" to the square
+    #: "shortest" side to ``size`` and the middle cut out, "squash" to the square, or "longest" side to it, in a margin
+    resize_mode: str = "shortest"
     interpolation: str = "bicubic"  #: or "bilinear"
     crop: str = "round"  #: torchvision's; or "floor", where transformers' middle begins that begins between two pixels
+    fill: int = 0  #: byte of the margin
 
 
 def of_open_clip(model: Foreign) -> Preprocessing:
@@ -48,7 +50,15 @@ def of_open_clip(model: Foreign) -> Preprocessing:
         std,
         _known(cfg, "resize_mode", "shortest", RESIZE_MODES),
         _known(cfg, "interpolation", "bicubic", tuple(INTERPOLATIONS)),
+        fill=_fill(cfg),
     )
+
+
+def _fill(cfg: Mapping[str, Any]) -> int:
+    value = cfg.get("fill_color") or 0
+    if not isinstance(value, int) or not 0 <= value <= 255:
+        raise ValueError(f"model: visual.preprocess_cfg says fill_color {value!r}, and 0 to 255 are known here")
+    return value
 
 
 def _size(visual: Foreign) -> int:

@@ -14,7 +14,7 @@ from .._modes import ON_THE_CPU
 
 BILINEAR, BICUBIC = 0, 1  #: filters of a spec row
 INTERPOLATIONS = {"bicubic": BICUBIC, "bilinear": BILINEAR}  #: of view 0
-RESIZE_MODES = ("shortest", "squash")  #: of view 0
+RESIZE_MODES = ("shortest", "squash")  #: of view 0 as a row: "longest" takes several, see fitted_view
 #: Where the window of view 0 begins that would begin between two pixels.
 CROPS: dict[str, Callable[[float], int]] = {"round": round, "floor": math.floor}
 

@@ -13,13 +13,16 @@ from .. import ops
 from .._checks import MAX_SEED, check_choice, check_integer, check_numbers
 from .._modes import ON_THE_CPU
 from ..config import VIEWS
+from ..reference.views import patches
 from .augmix import AugMix, augmix_steps, draw_augmix
 from .crops import check_generator, draw_boxes, draw_specs, view_specs
 from .decode import load_image
+from .longest import fitted_view
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
+RESIZE_MODES = ("shortest", "squash", "longest")  #: of view 0
 PASS_ORDERS = ("pillow-12", "pillow-13")
 
 
@@ -84,6 +87,7 @@ def make_views(
     resize_mode: str = "shortest",
     interpolation: str = "bicubic",
     crop: str = "round",
+    fill: int = 0,
     views: str | AugMix = "crops",
 ) -> Tensor:
     """The views of test-time prompt tuning: view 0 the plain preprocessed image, the others random crops and flips,
@@ -108,7 +112,8 @@ def make_views(
         device: where the views are made; the image's own device by default, which is the CPU unless it is a tensor.
         order: "pillow-12" or "pillow-13", see :func:`pass_order`; None follows the installed Pillow.
         patch: P, a divisor of S, to have the views cut into the patches of a vision transformer.
-        resize_mode, interpolation, crop: of view 0, see :func:`tpt_fast.views.view_specs`; CLIP's by default.
+        resize_mode, interpolation, crop: of view 0, see :func:`tpt_fast.views.view_specs`; CLIP's by default. Mode
+            "longest" too: the longer side to S, and around it a margin of byte ``fill``, 0 to 255.
         views: "crops", or "augmix": each crop is mixed with three chains of operations on it, after normalisation
             (:func:`tpt_fast.ops.augmix`), as the published code does for the fine-grained sets. These draw from NumPy,
             by the same ``seed``: :func:`tpt_fast.views.draw_augmix`, whose draws for N - 1 views may be given instead.
@@ -138,7 +143,11 @@ def make_views(
         if views == "augmix" and generator is not None:
             raise ValueError("generator: expected None with views='augmix', which draws from NumPy by the seed")
     mean, std = check_numbers("mean", mean, 3), check_numbers("std", std, 3)
-    plain: dict[str, Any] = {"resize_mode": resize_mode, "interpolation": interpolation, "crop": crop}
+    check_integer("fill", fill, 0, 255)
+    check_choice("resize_mode", resize_mode, RESIZE_MODES)
+    fits = resize_mode == "longest"  # made on its own, and what has its place until then is of no account
+    plain: dict[str, Any] = {"resize_mode": "squash" if fits else resize_mode, "interpolation": interpolation}
+    plain["crop"] = crop
     if order is None:
         order = pass_order()
     else:
@@ -155,10 +164,17 @@ def make_views(
         specs = view_specs(height, width, torch.as_tensor(boxes, device="cpu"), size, **plain)
         specs = specs.to(pixels.device, non_blocking=True)
     vertical_first = order == "pillow-13"
+
+    def made(table: Tensor, patch: int | None) -> Tensor:
+        found = ops.views(pixels, specs, table, size, vertical_first, patch)
+        if fits:
+            first = fitted_view(pixels, table, size, vertical_first, interpolation, fill)
+            found[0] = first if patch is None else patches(first[None], patch, patch)[0]
+        return found
+
     if views == "crops":
-        table = normalisation_table(mean, std, dtype, pixels.device)
-        return ops.views(pixels, specs, table, size, vertical_first, patch)
-    crops = ops.views(pixels, specs, _bytes(pixels.device), size, vertical_first)
+        return made(normalisation_table(mean, std, dtype, pixels.device), patch)
+    crops = made(_bytes(pixels.device), None)
     draws = views if isinstance(views, AugMix) else draw_augmix(len(specs) - 1, seed=seed)
     if len(draws.weights) != len(specs) - 1:
         raise ValueError(f"views: expected draws of AugMix for {len(specs) - 1} views, got {len(draws.weights)}")
