@@ -340,7 +340,7 @@ def test_views_of_another_shape():
 
 def test_preprocessing():
     model = small()
-    assert read(model).preprocessing == (32, CLIP_MEAN, CLIP_STD, "shortest", "bicubic", "round")
+    assert read(model).preprocessing == (32, CLIP_MEAN, CLIP_STD, "shortest", "bicubic", "round", 0)
     model.visual.image_mean, model.visual.image_std = [0.5, 0.5, 0.5], [0.25, 0.25, 0.25]
     assert read(model).preprocessing[:3] == (32, (0.5,) * 3, (0.25,) * 3)
     assert read(small(vision=RESNET)).preprocessing.size == 64
