@@ -9,7 +9,8 @@ from torch.profiler import ProfilerActivity, profile
 from tpt_fast import TuneConfig, Tuner, _machine
 from tpt_fast.memory import graph_tensors, measure
 from tpt_fast.models import products
-from tpt_fast.text import TextEncoder
+from tpt_fast.text import TextEncoder, packed
+from tpt_fast.text import memory as text_memory
 
 NAMES = [f"thing number {i}" for i in range(50)]
 
@@ -79,6 +80,21 @@ def test_a_thousand_classes_leave_no_room_for_weights_laid_out(monkeypatch, ever
     assert text.laid_out == laid_out
     held = measure(model, {"tower": ("", text.weights())}).own
     assert text.describe()["kept_bytes"] + held < 1.2e9
+
+
+@pytest.mark.parametrize(("room", "times"), [(0, [5, 5]), (1 << 30, [0, 0])])
+def test_with_many_classes_each_chunk_gives_back_what_it_freed(model, monkeypatch, room, times):
+    """What it keeps would else cut the heap into holes that stay, with 1000 classes hundreds of MB of them."""
+    given_back = []
+    monkeypatch.setattr(packed, "give_back", lambda: given_back.append(1))
+    monkeypatch.setattr(packed, "KEPT_BESIDE_LAYOUT", room)
+    monkeypatch.setitem(text_memory.ROWS_AT_ONCE, "cpu", 50)
+    text = TextEncoder(model, NAMES, tokenizer=tokenizer)
+    assert text.describe()["chunks"] == 5
+    features, tape = text.initial()
+    forward = len(given_back)
+    text.backward(tape, torch.ones_like(features))
+    assert [forward, len(given_back) - forward] == times
 
 
 def test_a_storage_counts_once(model):

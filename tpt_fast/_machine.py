@@ -5,6 +5,7 @@ Imports torch only where a GPU is asked: the build, which setup.py runs too, ask
 
 from __future__ import annotations
 
+import ctypes
 import platform
 import re
 from pathlib import Path
@@ -92,6 +93,13 @@ def peak_resident_bytes() -> int:
 def reset_peak() -> None:
     """Let :func:`peak_resident_bytes` start anew; OSError where the system does not allow it."""
     (_PROC / "self/clear_refs").write_text("5")
+
+
+def give_back() -> None:
+    """What was freed goes back to the system, as far as the C library can be asked for that."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+    if trim is not None:
+        trim(0)
 
 
 def _kilobytes(file: str, name: str) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +20,7 @@ class Peak:
         if self._device:
             self._base = torch.cuda.memory_allocated(self._device)
         else:
-            _give_back()
+            _machine.give_back()
             self._base = _machine.resident_bytes()
         self.bytes: int | None = 0  #: the highest peak of all calls; None where the system does not tell
 
@@ -47,10 +46,3 @@ class Peak:
     def _add(self, peak: int) -> None:
         if self.bytes is not None:
             self.bytes = max(self.bytes, peak - self._base)
-
-
-def _give_back() -> None:
-    """What earlier calls have freed goes back to the system: used again, it would not show as a rise."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
-    if trim is not None:
-        trim(0)
