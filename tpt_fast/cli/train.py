@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,7 +15,9 @@ from ._class_names import class_names
 
 if TYPE_CHECKING:
     from ..clip import Clip
+    from ..evaluation.sets import ImageSet
     from ..prompting.train import Trained
+    from ..views.decode import ImageLike
 
 _MODEL, _TRAINING, _OUTPUT = "Model", "Training (defaults: the published recipe's)", "Output"
 KINDS = ("coop", "cocoop")
@@ -27,9 +28,12 @@ def train(
         str, typer.Argument(metavar="coop|cocoop", help="A context for all images, or one that each image moves.")
     ],
     set_: Annotated[
-        Path,
+        str,
         typer.Option(
-            "--set", metavar="FOLDER", exists=True, file_okay=False, help="A folder of images for each class."
+            "--set",
+            metavar="NAME|PATH",
+            help="Training images: a folder that has a folder for each class, a table or tars; or by name, with --root,"
+            " the training part of CoOp's split file.",
         ),
     ],
     out: Annotated[
@@ -41,6 +45,9 @@ def train(
             rich_help_panel=_OUTPUT,
         ),
     ],
+    root: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", exists=True, file_okay=False, help="Below which named sets lie.")
+    ] = None,
     shots: Annotated[int, typer.Option(min=1, help="Images of each class, drawn by the seed.")] = 16,
     classes_file: Annotated[
         Path | None,
@@ -49,7 +56,7 @@ def train(
             exists=True,
             dir_okay=False,
             readable=True,
-            help="Class names in the order of the folders' names, for folders that have others.",
+            help="Class names in label order, for a table, tars, or folders that are numbered or out of order.",
         ),
     ] = None,
     model: Annotated[
@@ -131,11 +138,18 @@ def train(
     if csc and kind == "cocoop":
         raise typer.BadParameter("cocoop has one context for all classes", param_hint="--csc")
     _check_files(out, resume, save_ctx)
-    files, labels, names = _draw(set_, shots, seed, class_names(None, classes_file))
+    wanted = class_names(None, classes_file)
     with _shared.environment():
         from ..clip import Clip
+        from ..evaluation.sets import open_set
         from ..views.decode import UNREADABLE
 
+        with _shared.usage("--set", anything=True):
+            found = open_set(set_, root, classnames=wanted, part="train")
+        for note in found.notes:
+            _shared.remark(f"{found.name}: {note}")
+        files, labels = _draw(found, shots, seed)
+        names = [*found.classnames]
         loaded = _models.load_demo(device) if model is None else _models.load_model(model, pretrained, device)
         _shared.kernels(_models.place_of(device))
         recipe = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "momentum": momentum, "seed": seed}
@@ -199,28 +213,14 @@ def _check_files(out: Path, resume: bool, save_ctx: Path | None) -> None:
                 raise typer.BadParameter(f"{path} cannot be written: {error.strerror}", param_hint=option) from error
 
 
-def _draw(folder: Path, shots: int, seed: int, names: list[str] | None) -> tuple[list[str], list[int], list[str]]:
-    """``shots`` images of each class (all, where it has no more), their labels, and the classes' names."""
-    from ..views.decode import endings
-
-    known = endings()
-    folders = sorted(each.name for each in os.scandir(folder) if each.is_dir() and not each.name.startswith("."))
-    if not folders:
-        raise typer.BadParameter(f"{folder} has no folder of images for each class", param_hint="--set")
-    if names is not None and len(names) != len(folders):
-        message = f"{len(names)} names for the {len(folders)} folders of {folder}"
-        raise typer.BadParameter(message, param_hint="--classes-file")
-    files: list[str] = []
-    labels: list[int] = []
+def _draw(images: ImageSet, shots: int, seed: int) -> tuple[list[ImageLike], list[int]]:
+    """``shots`` images of each class, or all where it has no more, and their labels."""
+    places: dict[int, list[int]] = {}
+    for i in range(len(images)):
+        places.setdefault(images.label(i), []).append(i)
     draw = random.Random(seed)
-    for label, name in enumerate(folders):
-        inside = os.scandir(folder / name)
-        found = sorted(each.path for each in inside if os.path.splitext(each.name)[1].lower() in known)
-        if not found:
-            raise typer.BadParameter(f"{folder / name} holds no images that can be read", param_hint="--set")
-        files += draw.sample(found, min(shots, len(found)))
-        labels += [label] * min(shots, len(found))
-    return files, labels, folders if names is None else names
+    drawn = [(i, label) for label, of in sorted(places.items()) for i in draw.sample(of, min(shots, len(of)))]
+    return [images.image(i) for i, _ in drawn], [label for _, label in drawn]
 
 
 def _save(

@@ -20,7 +20,7 @@ _PROBES = 32  # images that a folder is known by
 
 
 class Split(NamedTuple):
-    """The test part: an image and its label a row, and the classes' names."""
+    """A part, mostly the test part: an image and its label a row, and the classes' names."""
 
     rows: list[tuple[str, int]]
     names: list[str]
@@ -44,12 +44,16 @@ def open_known(
     subset: bool = False,
     splits: str | os.PathLike | None = None,
     official: bool = False,
+    part: str = "test",
 ) -> ImageSet:
     notes: list[str] = []
     name, images = known.id, known.images
     file = None if official or known.split is None else _split_file(known, root, splits)
+    if file is None and part != "test":
+        of = "no split file of CoOp's" if known.split is None else f"{known.split[0]} (a copy is in {_SPLITS_AT})"
+        raise FileNotFoundError(f"{known.id}: its training images are listed by {of}, which is not below {root}")
     if file is not None:
-        split, recognised = _read_split(known, file)
+        split, recognised = _read_split(known, file, part)
         if not recognised:
             name += "-other-split"
             notes.append(
@@ -66,7 +70,9 @@ def open_known(
                 raise ValueError(f"{known.id}: the images or labels of {source} are not those of CoOp's file")
         file = Path(source)
     checks.names(known.id, split.names, known.classes, known.names, file)
-    if not subset:
+    if part != "test":
+        name += f"-{part}"
+    elif not subset:
         checks.image_count(known.id, len(split.rows), images, file)
     classnames = list(split.names)
     if known.id == "food101" and as_published:
@@ -134,7 +140,7 @@ def _split_file(known: Known, root: Path, splits: str | os.PathLike | None) -> P
     )
 
 
-def _read_split(known: Known, file: Path) -> tuple[Split, bool]:
+def _read_split(known: Known, file: Path, part: str = "test") -> tuple[Split, bool]:
     """The split, and whether it is CoOp's: its very bytes, or its test part in other ones."""
     content = file.read_bytes()
     form = 'expected {"train": [[path, label, name], ...], "val": ..., "test": ...}'
@@ -143,7 +149,7 @@ def _read_split(known: Known, file: Path) -> tuple[Split, bool]:
         listed = {
             part: [(str(path), int(label), str(name)) for path, label, name in rows] for part, rows in parts.items()
         }
-        test = listed["test"]
+        test, wanted = listed["test"], listed[part]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{known.id}: {file} is no split file: {form} ({type(error).__name__}: {error})") from error
     names: dict[int, str] = {}
@@ -158,6 +164,7 @@ def _read_split(known: Known, file: Path) -> tuple[Split, bool]:
     recognised = checks.blob_id(content) == known.blob
     if not recognised and known.test is not None:
         recognised = checks.test_digest(rows) == known.test
+    rows = [(path, label) for path, label, _ in wanted]
     return Split(rows, [names[i] for i in range(len(names))]), recognised
 
 

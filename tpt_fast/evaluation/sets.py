@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .._checks import check_choice
 from . import checks
 from .known import SETS, canonical
 from .strings import Strings
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DEFAULT_TEMPLATE", "SETS", "ImageSet", "open_set"]
 
+PARTS = ("test", "train")
 DEFAULT_TEMPLATE = "a photo of a {}."
 
 
@@ -129,6 +131,7 @@ def open_set(
     subset: bool = False,
     classnames: Sequence[str] | None = None,
     splits: str | os.PathLike | None = None,
+    part: str = "test",
 ) -> ImageSet:
     """Find a set of images below ``root``, and check counts, classes, splits and that every file is there.
 
@@ -151,6 +154,8 @@ def open_set(
             ends in "-subset" then. What is there is checked as always.
         classnames: of a table, of tars or of numbered folders: the names, in label order.
         splits: folder of CoOp's split files, or one of them; default: they are looked for below ``root``.
+        part: of a set of :data:`SETS`, "test", or "train", the training images of CoOp's split file. A folder, a table
+            or tars are one part, which the caller has named.
 
     Raises:
         FileNotFoundError: nothing like it is there; says what was looked for. Or files are missing that a split or a
@@ -158,6 +163,7 @@ def open_set(
         ValueError: counts, classes, labels or names do not hold; two places that may be meant; an unknown name.
         ImportError: pyarrow, torchvision or scipy is needed and missing.
     """
+    check_choice("part", part, PARTS)
     written = os.fspath(name)
     known = canonical(written)
     if known is not None:
@@ -167,6 +173,10 @@ def open_set(
             )
         folder = checks.folder("root", root)
         id = known.removesuffix("-official")
+        if part != "test" and (id not in SETS or SETS[id].split is None or id != known):
+            raise ValueError(
+                f"part: expected 'test' with {known}; of its training images name the folder, got {part!r}"
+            )
         if id not in SETS:
             from . import small
 
@@ -178,7 +188,7 @@ def open_set(
         from . import fine_grained
 
         return fine_grained.open_known(
-            SETS[id], folder, as_published=as_published, subset=subset, splits=splits, official=known != id
+            SETS[id], folder, as_published=as_published, subset=subset, splits=splits, official=known != id, part=part
         )
     path = Path(written.removeprefix("imagefolder:")).expanduser()
     ending = path.suffix.lower()

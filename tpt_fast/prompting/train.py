@@ -293,8 +293,8 @@ class _Run:
             "val_result": None,
             "tpt_fast": mine | {"images": self._mark()},
         }
-        with atomic_write(path) as aside:
-            torch.save(content, aside)
+        with atomic_write(path) as aside, open(aside, "wb") as file:
+            torch.save(content, file)  # into a path of no ending it would refuse to
 
     def load(self, path: Path, told: dict[str, Any]) -> None:
         """Go on from there.
