@@ -13,9 +13,11 @@ import pytest
 from command_line import FEW, one_demo_model, plain_terminal, rows, run, said  # noqa: F401
 from eval_sets import Photos
 
-from tpt_fast import demo
+from tpt_fast import TuneConfig, demo
 from tpt_fast.evaluation import metrics
 from tpt_fast.evaluation import rows as of_run
+from tpt_fast.evaluation.published import differences, published, published_config
+from tpt_fast.evaluation.several import methods_of
 
 HOSTILE = "</script><b>& photos"
 
@@ -124,8 +126,6 @@ def test_a_report_of_nothing(tmp_path):
 
 
 def test_published_figures_stand_beside_ours_or_a_reason_does():
-    from tpt_fast.evaluation.published import differences, published
-
     found = published("imagenet-a", "tpt", "ViT-B-16-quickgelu", "openai")
     assert (found.top1, found.source) == (54.77, "TPT, table 1")
     assert published("Pets", "otpt", "ViT-B-16", "openai").ece == 1.9
@@ -133,9 +133,34 @@ def test_published_figures_stand_beside_ours_or_a_reason_does():
     assert "OpenAI" in published("imagenet", "tpt", "ViT-B-16", "laion2b")
     assert "RN50" in published("imagenet", "tpt", "ViT-L-14", "openai")
     assert "could not be read" in published("imagenet", "mta", "RN50", "openai")
-    assert differences("imagenet", "tpt", 64, "crops") == ""
-    assert differences("pets", "tpt", 64, "crops") == "published with AugMix"
-    assert differences("imagenet", "tpt", 32, "crops") == "32 views, not 64"
+    assert differences("imagenet", {"method": "tpt"}, 64, "crops") == ""
+    assert differences("pets", {"method": "tpt"}, 64, "crops") == "published with AugMix"
+    assert differences("imagenet", {"method": "tpt"}, 32, "crops") == "32 views, not 64"
+    strong = {"method": "ctpt", "lambda_term": 50.0}
+    assert differences("imagenet_a", strong, 64, "augmix") == "lambda_term 50.0, not 20.0"
+    assert differences("imagenet", strong, 64, "crops") == ""
+    assert differences("photos", strong, 3, "augmix") == ""
+    assert differences("pets", {"method": "own"}, 3, "augmix") == ""
+
+
+def test_as_published_sets_what_the_authors_set():
+    def chosen(method, name):
+        config = published_config(TuneConfig(method=method), name)
+        return config.views, methods_of(config)
+
+    views, methods = chosen("tpt,ctpt", "pets")
+    assert views == "augmix"
+    assert methods["ctpt"].lambda_term == 50
+    views, methods = chosen("ctpt,tda", "imagenet-a")
+    assert (views, methods["ctpt"].lambda_term, methods["tda"].plain_view) == ("augmix", 20, False)
+    views, methods = chosen("tpt,zero", "imagenet")
+    assert views == "crops"
+    assert chosen("tda", "cars")[1]["tda"].positive_beta == 7
+    assert published_config(TuneConfig(method="official"), "dtd").views == "augmix"
+    assert published_config(TuneConfig(lr=0.1), "pets").make_method().others.keys() == {"zero_shot"}
+    assert published_config(TuneConfig(lr=0.1), "photos") == TuneConfig(lr=0.1)
+    with pytest.raises(ValueError, match="tpt were published with AugMix and zero without"):
+        chosen("tpt,zero", "pets")
 
 
 def test_intervals_are_of_the_same_images(sets, tmp_path):

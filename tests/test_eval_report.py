@@ -13,7 +13,7 @@ from tpt_fast.evaluation.folder import note_down, set_folder
 from tpt_fast.evaluation.gallery import changed
 from tpt_fast.evaluation.page import reliability, write_page
 from tpt_fast.evaluation.report import report
-from tpt_fast.evaluation.run import methods_of
+from tpt_fast.evaluation.several import methods_of
 from tpt_fast.models.preprocessing import Preprocessing
 
 EVIL = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>{{ 7 * 7 }}"

@@ -59,7 +59,11 @@ def evaluate(
     ] = None,
     as_published: Annotated[
         bool,
-        typer.Option("--as-published", help="Class lists as published, with their faults.", rich_help_panel=_SETS),
+        typer.Option(
+            "--as-published",
+            help="Class lists as published, with their faults; and views and options as the methods' authors set them.",
+            rich_help_panel=_SETS,
+        ),
     ] = False,
     subset: Annotated[
         bool,
@@ -131,6 +135,7 @@ def evaluate(
             config = TuneConfig.of(**options, **own_options(option or (), options | {"seed": None}))
 
         from ..clip import Clip
+        from ..evaluation.published import published_config
         from ..evaluation.report import report
         from ..evaluation.run import evaluate
         from ..evaluation.sets import open_set
@@ -153,13 +158,15 @@ def evaluate(
             )
         for images in opened if look and rank == 0 else []:
             _look_before(images, clip, config, out)
-        for name, images in zip(sets, opened):
+        with _options_named():
+            configs = [published_config(config, each.name) if as_published else config for each in opened]
+        for name, images, settings in zip(sets, opened, configs):
             where = None if root is None else str(root.resolve())
             source = {"set": name, "root": where, "as_published": as_published, "subset": subset}
             about = {"model": model, "pretrained": pretrained, "source": source}
             with _options_named(), _bars(rank) as seen:
                 evaluate(
-                    images, clip, config, out=out, seeds=numbers, features=features,
+                    images, clip, settings, out=out, seeds=numbers, features=features,
                     workers=workers, every=every, about=about, seen=seen,
                 )  # fmt: skip
         _wait_for_all()

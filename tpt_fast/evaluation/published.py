@@ -7,7 +7,14 @@ TDA's of its README.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from ..config import TuneConfig
+from ..methods import METHODS
+from ..methods.published_settings import DATA_SETS, published_settings
+from .several import methods_of
 
 SHIFTS = ("imagenet", "imagenet_a", "imagenet_v2", "imagenet_r", "imagenet_sketch")
 FINE_GRAINED = (
@@ -76,7 +83,7 @@ def published(set_name: str, method: str, model: str | None, pretrained: str | N
         model, pretrained: by open_clip's names.
     """
     name = plain_name(set_name)
-    if name not in (*SHIFTS, *FINE_GRAINED):
+    if name not in DATA_SETS:
         return "no paper has this set"
     if pretrained != "openai":
         return "papers have OpenAI's weights"
@@ -87,19 +94,64 @@ def published(set_name: str, method: str, model: str | None, pretrained: str | N
     return row.get(name) or "its table could not be read"
 
 
-def differences(set_name: str, method: str, n_views: int, views: str) -> str:
-    """In what a run was another than the paper's, as far as its views go; "" where it was not."""
-    name, differs = plain_name(set_name), []
-    if method in ("zero_shot", "ensemble"):
+def differences(set_name: str, described: Mapping[str, Any], n_views: int, views: str) -> str:
+    """In what a run was another than the paper's, as far as its options tell; "" where it was not.
+
+    Args:
+        described: the method's name as "method", and its options.
+    """
+    name, method = plain_name(set_name), described["method"]
+    if name not in DATA_SETS or method not in METHODS:
         return ""
-    plain = method == "tda" and name not in SHIFTS[1:]
-    if n_views != 64 and not plain:
+    wanted = published_settings(method, name)
+    differs = [
+        f"{option} {described[option]}, not {value}"
+        for option, value in wanted.items()
+        if option != "templates" and option in described and described[option] != value
+    ]
+    mixed = _mixed(name, method)
+    if mixed is not None and n_views != 64:
         differs.append(f"{n_views} views, not 64")
-    mixed = name in FINE_GRAINED if method != "tda" else False
-    mixed |= name in SHIFTS[1:] and method in ("ctpt", "otpt", "tda")
-    if mixed != (views == "augmix") and not plain:
+    if mixed is not None and mixed != (views == "augmix"):
         differs.append("published with AugMix" if mixed else "published without AugMix")
     return ", ".join(differs)
+
+
+def published_config(config: TuneConfig, set_name: str) -> TuneConfig:
+    """``config`` with the views and options that the authors of its methods use on a set; as it is on other sets.
+
+    Raises:
+        ValueError: its methods' authors have other views than one another.
+    """
+    name = plain_name(set_name)
+    if name not in DATA_SETS:
+        return config
+    given = methods_of(config)
+    mixed = {label: _mixed(name, each.name) for label, each in given.items()}
+    kinds = {each for each in mixed.values() if each is not None}
+    if len(kinds) > 1:
+        with_it, without = ([label for label, each in mixed.items() if each is kind] for kind in (True, False))
+        raise ValueError(
+            f"method: on {set_name} {', '.join(with_it)} were published with AugMix and {', '.join(without)} without: "
+            "run them one after the other"
+        )
+    views = "augmix" if kinds == {True} else "crops" if kinds else config.views
+    if config.strict_official:
+        return replace(config, views=views)
+    methods: Any = {
+        label: replace(each, **published_settings(each.name, name))  # type: ignore[type-var]
+        for label, each in given.items()
+    }
+    return replace(config, views=views, method=methods)
+
+
+def _mixed(name: str, method: str) -> bool | None:
+    """Whether a method was published with AugMix on a set; None where it looks at the plain view alone."""
+    if method in ("zero_shot", "ensemble") or (method == "tda" and name not in SHIFTS[1:]):
+        return None
+    if name in SHIFTS:
+        return name != "imagenet" and method in ("ctpt", "otpt", "tda")
+    return method not in ("zero", "mta")
 
 
 def plain_name(set_name: str) -> str:

@@ -162,7 +162,7 @@ def _method_report(
         published=published(about["name"], described["method"], model.get("model"), model.get("pretrained")),
         differs=differences(
             about["name"],
-            described["method"],
+            described,
             about["options"]["n_views"],
             about["options"].get("views", "crops"),
         ),

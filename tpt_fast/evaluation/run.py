@@ -26,10 +26,8 @@ from .._files import atomic_write
 from .._machine import peak_resident_bytes
 from ..clip import Clip
 from ..config import TuneConfig
-from ..methods import SHARED, Method, method_options
+from ..methods import SHARED
 from ..methods.choice import make
-from ..methods.several import Several
-from ..methods.zero_shot import ZeroShot
 from ..result import TuneResult
 from ..stream import Prepared, Steps, stream
 from ..tuner import Tuner
@@ -40,6 +38,7 @@ from .answers import ZERO_SHOT, Outcome, answers
 from .features import SHARD_BYTES, Features, weights_digest
 from .folder import note_down, set_folder
 from .place import Place
+from .several import forgetful, methods_of, parts_of
 
 if TYPE_CHECKING:
     from .sets import ImageSet
@@ -154,22 +153,6 @@ def order(images: int, seed: int) -> np.ndarray:
     return np.argsort(z ^ (z >> np.uint64(31)), kind="stable")
 
 
-def methods_of(config: TuneConfig) -> dict[str, Method]:
-    """The methods by the names that their results have, and zero-shot, which all are held against."""
-    given = _parts(config.make_method())
-    return {**given, ZERO_SHOT: given.get(ZERO_SHOT) or ZeroShot()}
-
-
-def _parts(method: Method) -> dict[str, Method]:
-    return dict(method.methods) if isinstance(method, Several) else {method.name: method}
-
-
-def _new(method: Method) -> Method:
-    """Without what it remembers of an earlier set or seed."""
-    own = method_options(method)
-    return type(method)(**{name: getattr(method, name) for name in own}) if method.online and own else method
-
-
 class _Loaded(NamedTuple):
     """An image's pixels."""
 
@@ -234,7 +217,7 @@ class _Run:
     def _tuner(self, labels: Sequence[str]) -> Tuner:
         config = self.config
         if not config.strict_official:
-            chosen = {label: _new(each) for label, each in methods_of(config).items() if label in labels}
+            chosen = {label: forgetful(each) for label, each in methods_of(config).items() if label in labels}
             defaults: Any = {each.name: each.default for each in fields(config) if each.name in SHARED}
             return Tuner(self.clip, self.images.classnames, replace(config, method=chosen, **defaults))
         tuner = Tuner(self.clip, self.images.classnames, config)
@@ -243,7 +226,7 @@ class _Run:
 
     def _pass(self, labels: Sequence[str], todo: np.ndarray) -> None:
         tuner, n = self._tuner(labels), len(self.images)
-        online = {label: each for label, each in _parts(tuner.method).items() if each.online}
+        online = {label: each for label, each in parts_of(tuner.method).items() if each.online}
         begin = n - len(todo) if online else 0
         for label, method in online.items():
             if begin:
