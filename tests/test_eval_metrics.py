@@ -5,6 +5,7 @@ from itertools import pairwise, permutations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,6 +24,11 @@ def test_ece_is_the_published_codes(golden_dir):
     assert abs(metrics.ece(case["confidence"], case["correct"], 20) - case["ece"]) <= 4 * bound
 
 
+def test_edges_are_torchs():
+    for bins in range(1, 101):
+        assert np.array_equal(metrics.edges(bins), torch.linspace(0, 1, bins + 1).numpy())
+
+
 def test_bins_hold_their_upper_edge_and_nothing_holds_zero():
     found = metrics.calibration(np.float32([0, 0.25, 0.5, np.nextafter(np.float32(0.5), 1), 1]), np.ones(5, bool), 4)
     assert found.images.tolist() == [1, 1, 1, 1]
@@ -32,7 +38,7 @@ def test_bins_hold_their_upper_edge_and_nothing_holds_zero():
 @given(st.lists(st.tuples(st.floats(0, 1, width=32), st.booleans()), min_size=1, max_size=60), st.integers(1, 20))
 def test_ece_by_its_definition(rows, bins):
     confidence, right = np.float32([c for c, _ in rows]), np.array([r for _, r in rows])
-    edges = np.linspace(0, 1, bins + 1, dtype=np.float32)
+    edges = torch.linspace(0, 1, bins + 1).numpy()
     expected = 0.0
     for low, high in pairwise(edges):
         inside = (confidence > low) & (confidence <= high)

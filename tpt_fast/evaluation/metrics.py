@@ -35,12 +35,11 @@ def top(rank: np.ndarray, k: int) -> float:
 
 
 def calibration(confidence: np.ndarray, right: np.ndarray, bins: int) -> Bins:
-    """Accuracy and mean confidence by bins (lo, hi] of equal width, edges in float32 as the published codes have them.
+    """Accuracy and mean confidence by bins (lo, hi] of equal width, see :func:`edges`.
 
     A confidence of exactly 0 is in none.
     """
-    edges = np.linspace(0, 1, bins + 1, dtype=np.float32)
-    place = np.searchsorted(edges, confidence.astype(np.float32), side="left") - 1
+    place = np.searchsorted(edges(bins), confidence.astype(np.float32), side="left") - 1
     inside = (place >= 0) & (place < bins)
     place = place[inside]
     count = np.bincount(place, minlength=bins)
@@ -48,6 +47,16 @@ def calibration(confidence: np.ndarray, right: np.ndarray, bins: int) -> Bins:
         accuracy = np.bincount(place, right[inside].astype(np.float64), bins) / count
         mean = np.bincount(place, confidence[inside].astype(np.float64), bins) / count
     return Bins(count, accuracy, mean)
+
+
+def edges(bins: int) -> np.ndarray:
+    """float32 [bins + 1] from 0 to 1: those of ``torch.linspace``, which the published codes have, to the bit.
+
+    From the middle on it counts down from 1, and rounds once; NumPy's differ in places, and confidences lie on edges.
+    """
+    step, i = np.float32(1) / np.float32(bins), np.arange(bins + 1)
+    down = (1 - np.float64(step) * (bins - i)).astype(np.float32)
+    return np.where(i < (bins + 1) // 2, step * i.astype(np.float32), down)
 
 
 def ece(confidence: np.ndarray, right: np.ndarray, bins: int = 15) -> float:
