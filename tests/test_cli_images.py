@@ -143,10 +143,10 @@ def test_an_error_of_an_option_names_it(tmp_path, monkeypatch, arguments, messag
 
 
 def test_any_error_of_a_checkpoint_names_ctx(monkeypatch):
-    def load_ctx(*_):
+    def load_start(*_, **__):
         raise IndexError("pop from empty list")
 
-    monkeypatch.setattr("tpt_fast.prompting.coop.load_ctx", load_ctx)
+    monkeypatch.setattr("tpt_fast.prompting.cocoop.load_start", load_start)
     assert "--ctx: IndexError: pop from empty list" in said(run("tune", CAT, "--ctx", CAT, code=2))
 
 
