@@ -18,6 +18,7 @@ from tpt_fast.clip import Clip
 from tpt_fast.demo import PHOTO_FOLDER
 from tpt_fast.graphs.replay import Graphs
 from tpt_fast.methods import METHODS
+from tpt_fast.prompting import CoCoOp
 
 NAMES = ["cat", "sea lion", "ox", "cat"]
 PHOTO, OTHER = PHOTO_FOLDER / "rocket.jpg", PHOTO_FOLDER / "cat.jpg"
@@ -77,6 +78,14 @@ def test_every_method_goes_on_from_where_it_was(method):
     want = tuner(OTHER)
     torch.manual_seed(3)
     same(copied(OTHER), want)
+
+
+def test_contexts_that_were_learned_go_along():
+    model = models.clip(std=0.2)
+    shapes = (4, 64), (8, 32), (8,), (64, 8), (64,)
+    for ctx in (CoCoOp(*(0.1 * torch.randn(shape) for shape in shapes)), 0.1 * torch.randn(len(NAMES), 4, 64)):
+        tuner = Tuner(model, NAMES, TuneConfig(**FEW, ctx=ctx))
+        same(again(tuner)(PHOTO), tuner(PHOTO))
 
 
 def test_nothing_is_held_twice():

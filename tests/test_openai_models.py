@@ -62,6 +62,16 @@ def test_in_16_bits(engine):
     assert bounds.distance(half.initial()[0], whole.initial()[0]) < bound
 
 
+@pytest.mark.parametrize("kind", MODELS)
+def test_by_its_own_code_under_autocast(kind):
+    """As the published loop runs it."""
+    model, config = MODELS[kind](), {"n_views": 4, "rho": 0.5}
+    result = Tuner(model, NAMES, TuneConfig(**config, strict_official=True, precision="fp16"))(PHOTO)
+    assert (result.engines["text"], result.engines["image"]) == ("module", "module")
+    want = Tuner(model, NAMES, TuneConfig(**config))(PHOTO).zero_shot_logits
+    assert (result.zero_shot_logits - want).abs().max() < 100 * bounds.halved(model, torch.float16)
+
+
 @pytest.mark.parametrize("size", [(60, 91), (300, 41), (48, 48)])
 def test_view_0_is_the_packages_own_to_the_bit(size):
     image = Image.open(PHOTO).convert("RGB").resize(size)
