@@ -25,6 +25,7 @@ def test_ece_is_the_published_codes(golden_dir):
 
 
 def test_edges_are_torchs():
+    """Whose kernels have fused multiply-adds wherever there is AVX2."""
     for bins in range(1, 101):
         assert np.array_equal(metrics.edges(bins), torch.linspace(0, 1, bins + 1).numpy())
 
@@ -38,7 +39,7 @@ def test_bins_hold_their_upper_edge_and_nothing_holds_zero():
 @given(st.lists(st.tuples(st.floats(0, 1, width=32), st.booleans()), min_size=1, max_size=60), st.integers(1, 20))
 def test_ece_by_its_definition(rows, bins):
     confidence, right = np.float32([c for c, _ in rows]), np.array([r for _, r in rows])
-    edges = torch.linspace(0, 1, bins + 1).numpy()
+    edges = metrics.edges(bins)
     expected = 0.0
     for low, high in pairwise(edges):
         inside = (confidence > low) & (confidence <= high)
