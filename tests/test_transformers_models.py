@@ -192,7 +192,8 @@ def test_what_lies_beside_the_weights_is_read(tmp_path, tokenizer):
     assert read_again.text.tokenizer(["a cat"])[0, -1] == tokenizer.pad_token_id
 
 
-def test_a_processor_that_cannot_be_had_is_no_guess():
+def test_a_processor_that_cannot_be_had_is_no_guess(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # or a minute goes by in trying again
     model = make()
     model.config._name_or_path = model.name_or_path = "nobody/has-this"
     with pytest.raises(ValueError, match="tokenizer: expected the processor of nobody/has-this, whose own cannot"):
