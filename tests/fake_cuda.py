@@ -5,14 +5,22 @@ raises, and so does an op whose tensors lie on different devices. Neither is all
 """
 
 import copy
+import copyreg
 import weakref
+from contextlib import ExitStack
 from threading import Lock
 from types import FunctionType, MethodType, ModuleType
+from unittest.mock import patch
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from tpt_fast import TextEncoder, Tuner
+from tpt_fast.models.family import Family
+from tpt_fast.text.tower import TextTower
+from tpt_fast.vision import ImageEncoder
 
 DEVICE = torch.device("cuda:0")
 
@@ -25,10 +33,18 @@ def on_cuda(tuner, mode: FakeTensorMode):
         with mode:
             fake = fake.to(DEVICE)
         memo[id(tensor)] = torch.nn.Parameter(fake, False) if isinstance(tensor, torch.nn.Parameter) else fake
-    twin = copy.deepcopy(tuner, memo)
+    with ExitStack() as stack:  # every attribute as it is: what copies make anew, they could not make here
+        for kind in (Tuner, TextEncoder, TextTower, ImageEncoder, Family):
+            plain = {"__reduce_ex__": _attributes, "__setstate__": lambda self, state: vars(self).update(state)}
+            stack.enter_context(patch.multiple(kind, **plain, create=True))
+        twin = copy.deepcopy(tuner, memo)
     for holder in (twin.classes.text, twin.clip.text):
         holder.device = DEVICE
     return twin
+
+
+def _attributes(thing, protocol):
+    return copyreg.__newobj__, (type(thing),), dict(vars(thing))
 
 
 def tensors(thing):
