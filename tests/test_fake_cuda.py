@@ -67,7 +67,7 @@ def test_the_loop_stays_on_the_device(mode, case, images):
 
 def meddle(monkeypatch, twin, change):
     encode = twin.clip.image.encode
-    monkeypatch.setattr(twin.clip.image, "encode", lambda views: change(encode(views)))
+    monkeypatch.setattr(twin.clip.image, "encode", lambda views, *more: change(encode(views, *more)))
 
 
 def test_another_device_is_an_obstacle(mode, monkeypatch):
