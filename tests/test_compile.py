@@ -5,6 +5,7 @@ import torch
 
 from tpt_fast import ops
 from tpt_fast.extension import load
+from tpt_fast.views.augmix import augmix_steps, draw_augmix
 
 pytestmark = pytest.mark.numerics
 
@@ -12,6 +13,7 @@ ROWS = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
 VECTOR = torch.linspace(0.5, 2, 8)
 IMAGE = torch.arange(300, dtype=torch.int32).remainder(251).to(torch.uint8).view(10, 10, 3)
 SPEC = torch.tensor([[1, 2, 6, 5, 4, 4, 0, 0, 1, 0]], dtype=torch.int32)
+CROPS, STEPS = IMAGE.permute(2, 0, 1)[None, :, :4, :4].contiguous(), augmix_steps(draw_augmix(0), 4)
 TABLE = torch.arange(256.0).expand(3, 256).contiguous()
 
 DIFFERENTIABLE = {
@@ -24,6 +26,7 @@ DIFFERENTIABLE = {
 }
 OTHERS = {
     "adamw_step": lambda x: ops.adamw_step(x[None], x[None] * 2).context,
+    "augmix": lambda x: ops.augmix(CROPS, *STEPS, TABLE) * x[0, 0],
     "bias_act_": lambda x: ops.bias_act_(x.clone(), VECTOR),
     "linear": lambda x: ops.linear(x, ops.panels(ROWS), VECTOR[:6], width=6, activation="gelu"),
     "views": lambda x: ops.views(IMAGE, SPEC, TABLE, 4) * x[0, 0],

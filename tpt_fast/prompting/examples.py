@@ -14,7 +14,7 @@ from .._modes import plain_modes
 from ..clip import Clip
 from ..views.crops import INTERPOLATIONS, draw_boxes, view_specs
 from ..views.decode import UNREADABLE, ImageLike, load_image
-from ..views.make import normalisation_table, pass_order
+from ..views.make import make_views, normalisation_table, pass_order
 
 AT_ONCE = 64  # views that pass through the image tower together
 
@@ -64,18 +64,15 @@ def encode_examples(
 
 def _crops(clip: Clip, pixels: Tensor, views: int, seed: int, place: int) -> Tensor:
     """[V, ...] views as the image tower takes them."""
-    plain = clip.preprocessing._asdict()
-    size, mean, std = (plain.pop(name) for name in ("size", "mean", "std"))
+    pixels, prepared, patch = pixels.to(clip.device), clip.preprocessing, clip.image.patch
+    if not views:
+        return make_views(pixels, 1, dtype=clip.image.dtype, patch=patch, **prepared._asdict())
     height, width, _ = pixels.shape
     own = int(np.random.SeedSequence([seed, place]).generate_state(1, np.uint64)[0])
-    specs = view_specs(height, width, draw_boxes(height, width, views, seed=own), size, **plain)
-    if views:
-        specs = specs[1:]
-        specs[:, 9] = INTERPOLATIONS["bicubic"]
-    table = normalisation_table(mean, std, clip.image.dtype, clip.device)
-    return ops.views(
-        pixels.to(clip.device), specs.to(clip.device), table, size, pass_order() == "pillow-13", clip.image.patch
-    )
+    specs = view_specs(height, width, draw_boxes(height, width, views, seed=own), prepared.size)[1:]
+    specs[:, 9] = INTERPOLATIONS["bicubic"]
+    table = normalisation_table(prepared.mean, prepared.std, clip.image.dtype, clip.device)
+    return ops.views(pixels, specs.to(clip.device), table, prepared.size, pass_order() == "pillow-13", patch)
 
 
 def check_features(features: Tensor, like: Tensor, name: str = "images") -> Tensor:
