@@ -30,6 +30,8 @@ def pytest_configure() -> None:
     torch.set_num_threads(1)
     hypothesis.settings.register_profile("tests", deadline=None, derandomize=True, database=None)
     hypothesis.settings.load_profile("tests")
+    # A shell that runs the tests in the background has SIGINT ignored, in them and all that they start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # out of time: what has failed until then is told
 
 
