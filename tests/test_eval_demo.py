@@ -52,8 +52,9 @@ class Stop(Exception):
     pass
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.slow if kind == "clean" else pytest.mark.evidence) for kind in KINDS]
+)
 def test_the_demo_models_own_table(kind, tmp_path):
     try:
         validation = load_split(DATA, train=False)

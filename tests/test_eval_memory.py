@@ -49,7 +49,7 @@ def own_bytes() -> int:
     return 1024 * int(next(line.split()[1] for line in text.splitlines() if line.startswith("Anonymous:")))
 
 
-@pytest.mark.slow
+@pytest.mark.evidence
 @pytest.mark.parametrize("images", [MILLION])
 def test_a_million_rows_take_under_500_mb(images, tmp_path, monkeypatch):
     loaded = demo.load()
