@@ -60,6 +60,17 @@ def warn_of_strange(names: Sequence[str], tokenizer: Any) -> None:
         )
 
 
+def check_weights(name: str | None, pretrained: str | None) -> None:
+    """Refuse weights of no model."""
+    if name is None and pretrained is not None:
+        raise typer.BadParameter("it goes with --model NAME", param_hint="--pretrained")
+
+
+def load(name: str | None, pretrained: str | None, device: str | None) -> Loaded:
+    """The model called ``name``, or without a name the demo model."""
+    return load_demo(device) if name is None else load_model(name, pretrained, device)
+
+
 def load_model(name: str, pretrained: str | None, device: str | None) -> Loaded:
     """One of open_clip's, or with ``hf:`` before its name transformers'; a wrong name or tag is bad usage, a failed
     download is not."""

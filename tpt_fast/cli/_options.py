@@ -9,10 +9,60 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
 import typer
 from rich.markup import escape
+
+from ..config import TuneConfig
+
+MODEL, TUNING = "Model", "Tuning (defaults: the paper's)"  #: headings of ``--help``
+
+# --- options that several commands have; each is named by its parameter
+
+ModelName: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="An open_clip model, or hf:NAME of one of transformers. Default: the small demo model.",
+        rich_help_panel=MODEL,
+    ),
+]
+Pretrained: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TAG|PATH|none",
+        help="Weights of --model: open_clip's tag, a file, or none for random ones.",
+        rich_help_panel=MODEL,
+    ),
+]
+Device: TypeAlias = Annotated[
+    str | None,
+    typer.Option(metavar="DEVICE", help="Default: cuda if there is a GPU, else cpu.", rich_help_panel=MODEL),
+]
+Precision: TypeAlias = Annotated[
+    str, typer.Option(help='What the towers hold their weights in: "fp32", "fp16", "bf16".', rich_help_panel=MODEL)
+]
+ClassesFile: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        exists=True,
+        dir_okay=False,
+        readable=True,
+        help="Class names, one a line, or as JSON: a list, or an object of names and indices.",
+    ),
+]
+OwnOptions: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=VALUE",
+        help="An option of the method's own, such as gamma=0.1 of zero; `tpt-fast methods` shows them. Repeatable.",
+        rich_help_panel=TUNING,
+    ),
+]
+
+# --- options that are fields
 
 #: Annotation of a field -> type of its option.
 _TYPES: dict[str, Any] = {
@@ -92,6 +142,21 @@ class FieldOptions:
         return inspect.Parameter(
             field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=Annotated[kind, option]
         )
+
+
+def tuning_fields(without: Sequence[str] = ()) -> FieldOptions:
+    """Those of TuneConfig, but for some fields."""
+    return FieldOptions(
+        TuneConfig,
+        TUNING,
+        panels=dict.fromkeys(("precision", "engine", "activations", "decoder", "cuda_graphs"), MODEL),
+        renamed={"n_views": "views", "views": "augment"},
+        meanings={
+            "ctx": "Start from a checkpoint of CoOp or CoCoOp, or from a context in safetensors, instead.",
+            "method": "What is done with the views; `tpt-fast methods` shows the names. With commas several.",
+        },
+        without=without,
+    )
 
 
 def own_options(given: Sequence[str], others: Mapping[str, Any]) -> dict[str, Any]:

@@ -31,7 +31,7 @@ def doctor(
     with _shared.compiling() as progress:
         report = _doctor.examine(progress, rebuild=build)
     if report.works:
-        loaded = _models.load_demo() if model is None else _models.load_model(model, _models.RANDOM, "cpu")
+        loaded = _models.load(model, _models.RANDOM, "cpu")
         report.found[model or "demo model"] = _doctor.towers(loaded.model, loaded.tokenizer)
     if as_json:
         _shared.json_line({"works": report.works, "found": report.found, "advice": report.advice})

@@ -14,7 +14,7 @@ import typer
 
 from ..config import TuneConfig
 from . import _models, _shared
-from ._options import FieldOptions, own_options
+from ._options import TUNING, Device, ModelName, OwnOptions, Pretrained, own_options, tuning_fields
 from .report import show, write
 
 if TYPE_CHECKING:
@@ -22,18 +22,8 @@ if TYPE_CHECKING:
     from ..evaluation.run import Progress
     from ..evaluation.sets import ImageSet
 
-_MODEL, _SETS, _TUNING, _OUTPUT = "Model", "Image sets", "Tuning (defaults: the paper's)", "Output"
-_FIELDS = FieldOptions(
-    TuneConfig,
-    _TUNING,
-    panels=dict.fromkeys(("precision", "engine", "activations", "decoder", "cuda_graphs"), _MODEL),
-    renamed={"n_views": "views", "views": "augment"},
-    meanings={
-        "ctx": "Start from a CoOp checkpoint instead.",
-        "method": "What is done with the views; `tpt-fast methods` shows the names. With commas several.",
-    },
-    without=("seed",),
-)
+_SETS, _OUTPUT = "Image sets", "Output"
+_FIELDS = tuning_fields(without=("seed",))
 
 
 @_FIELDS
@@ -69,33 +59,13 @@ def evaluate(
         bool,
         typer.Option("--subset", help="A part of a set is enough: say less of what is missing.", rich_help_panel=_SETS),
     ] = False,
-    model: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="An open_clip model. Default: the small demo model.", rich_help_panel=_MODEL),
-    ] = None,
-    pretrained: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TAG|PATH|none",
-            help="Weights of --model: open_clip's tag, a file, or none for random ones.",
-            rich_help_panel=_MODEL,
-        ),
-    ] = None,
-    device: Annotated[
-        str | None,
-        typer.Option(metavar="DEVICE", help="Default: cuda if there is a GPU, else cpu.", rich_help_panel=_MODEL),
-    ] = None,
+    model: ModelName = None,
+    pretrained: Pretrained = None,
+    device: Device = None,
     seeds: Annotated[
-        str, typer.Option(metavar="0,1,2", help="Of the views: one run for each.", rich_help_panel=_TUNING)
+        str, typer.Option(metavar="0,1,2", help="Of the views: one run for each.", rich_help_panel=TUNING)
     ] = "0",
-    option: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME=VALUE",
-            help="An option of the method's own, such as gamma=0.1 of zero; `tpt-fast methods` shows them. Repeatable.",
-            rich_help_panel=_TUNING,
-        ),
-    ] = None,
+    option: OwnOptions = None,
     features: Annotated[
         Path | None,
         typer.Option(
@@ -127,8 +97,7 @@ def evaluate(
 
     Exit codes: 0 all fine, 1 some image failed (its row says why), 2 bad usage, 3 a problem of the environment.
     """
-    if model is None and pretrained is not None:
-        raise typer.BadParameter("it goes with --model NAME", param_hint="--pretrained")
+    _models.check_weights(model, pretrained)
     numbers = _numbers(seeds)
     with _shared.environment(), _group() as rank:
         with _shared.usage(_FIELDS.option_in):
@@ -146,7 +115,7 @@ def evaluate(
             for note in each.notes:
                 _shared.remark(f"{each.name}: {note}")
         place = _place(device)
-        loaded = _models.load_demo(place) if model is None else _models.load_model(model, pretrained, place)
+        loaded = _models.load(model, pretrained, place)
         _shared.kernels(_models.place_of(place))
         with _shared.usage(_FIELDS.option_in):
             clip = Clip(

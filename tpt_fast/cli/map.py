@@ -12,47 +12,27 @@ from rich.text import Text
 from .._files import atomic_write, check_writable
 from . import _models, _shared
 from ._class_names import class_names
+from ._options import MODEL, ClassesFile, Device, Precision, Pretrained
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ..clip import Clip
 
-_MODEL, _MAP, _OUTPUT = "Model", "Map (defaults: NACLIP's)", "Output"
+_MAP, _OUTPUT = "Map (defaults: NACLIP's)", "Output"
 
 
 def map_image(
     image: Annotated[str, typer.Argument(metavar="IMAGE", help="An image file.")],
     classes: Annotated[str | None, typer.Option(metavar="A,B,C", help="Class names.")] = None,
-    classes_file: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            exists=True,
-            dir_okay=False,
-            readable=True,
-            help="Class names, one a line, or as JSON: a list, or an object of names and indices.",
-        ),
-    ] = None,
+    classes_file: ClassesFile = None,
     model: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="An open_clip model with a vision transformer.", rich_help_panel=_MODEL),
+        typer.Option(metavar="NAME", help="An open_clip model with a vision transformer.", rich_help_panel=MODEL),
     ] = None,
-    pretrained: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TAG|PATH|none",
-            help="Weights of --model: open_clip's tag, a file, or none for random ones.",
-            rich_help_panel=_MODEL,
-        ),
-    ] = None,
-    device: Annotated[
-        str | None,
-        typer.Option(metavar="DEVICE", help="Default: cuda if there is a GPU, else cpu.", rich_help_panel=_MODEL),
-    ] = None,
-    precision: Annotated[
-        str, typer.Option(help='What the towers hold their weights in: "fp32", "fp16", "bf16".', rich_help_panel=_MODEL)
-    ] = "fp32",
+    pretrained: Pretrained = None,
+    device: Device = None,
+    precision: Precision = "fp32",
     tokens: Annotated[
         str,
         typer.Option(

@@ -12,6 +12,7 @@ from rich.text import Text
 from .._files import check_writable
 from . import _models, _shared
 from ._class_names import class_names
+from ._options import Device, ModelName, Precision, Pretrained
 
 if TYPE_CHECKING:
     from ..clip import Clip
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from ..prompting.train import Trained
     from ..views.decode import ImageLike
 
-_MODEL, _TRAINING, _OUTPUT = "Model", "Training (defaults: the published recipe's)", "Output"
+_TRAINING, _OUTPUT = "Training (defaults: the published recipe's)", "Output"
 KINDS = ("coop", "cocoop")
 
 
@@ -59,29 +60,10 @@ def train(
             help="Class names in label order, for a table, tars, or folders that are numbered or out of order.",
         ),
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="An open_clip model, or hf:NAME of transformers. Default: the small demo model.",
-            rich_help_panel=_MODEL,
-        ),
-    ] = None,
-    pretrained: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TAG|PATH|none",
-            help="Weights of --model: open_clip's tag, a file, or none for random ones.",
-            rich_help_panel=_MODEL,
-        ),
-    ] = None,
-    device: Annotated[
-        str | None,
-        typer.Option(metavar="DEVICE", help="Default: cuda if there is a GPU, else cpu.", rich_help_panel=_MODEL),
-    ] = None,
-    precision: Annotated[
-        str, typer.Option(help='What the towers hold their weights in: "fp32", "fp16", "bf16".', rich_help_panel=_MODEL)
-    ] = "fp32",
+    model: ModelName = None,
+    pretrained: Pretrained = None,
+    device: Device = None,
+    precision: Precision = "fp32",
     n_ctx: Annotated[
         int | None,
         typer.Option(
@@ -133,8 +115,7 @@ def train(
     """
     if kind not in KINDS:
         raise typer.BadParameter(f"expected one of {', '.join(KINDS)}, got {kind!r}", param_hint="coop|cocoop")
-    if model is None and pretrained is not None:
-        raise typer.BadParameter("it goes with --model NAME", param_hint="--pretrained")
+    _models.check_weights(model, pretrained)
     if csc and kind == "cocoop":
         raise typer.BadParameter("cocoop has one context for all classes", param_hint="--csc")
     _check_files(out, resume, save_ctx)
@@ -150,7 +131,7 @@ def train(
             _shared.remark(f"{found.name}: {note}")
         files, labels = _draw(found, shots, seed)
         names = [*found.classnames]
-        loaded = _models.load_demo(device) if model is None else _models.load_model(model, pretrained, device)
+        loaded = _models.load(model, pretrained, device)
         _shared.kernels(_models.place_of(device))
         recipe = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "momentum": momentum, "seed": seed}
         recipe |= {"weight_decay": weight_decay, "warmup_epochs": warmup_epochs, "warmup_lr": warmup_lr}

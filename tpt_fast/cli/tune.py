@@ -14,7 +14,7 @@ from ..config import TuneConfig
 from . import _models, _shared
 from ._class_names import class_names
 from ._images import find_images
-from ._options import FieldOptions, own_options
+from ._options import ClassesFile, Device, ModelName, OwnOptions, Pretrained, own_options, tuning_fields
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,17 +23,8 @@ if TYPE_CHECKING:
     from ..tuner import Tuner
     from ._results_file import ResultsFile
 
-_MODEL, _TUNING, _OUTPUT = "Model", "Tuning (defaults: the paper's)", "Output"
-_FIELDS = FieldOptions(
-    TuneConfig,
-    _TUNING,
-    panels=dict.fromkeys(("precision", "engine", "activations", "decoder", "cuda_graphs"), _MODEL),
-    renamed={"n_views": "views", "views": "augment"},
-    meanings={
-        "ctx": "Start from a checkpoint of CoOp or CoCoOp, or from a context in safetensors, instead.",
-        "method": "What is done with the views; `tpt-fast methods` shows the names. With commas several.",
-    },
-)
+_OUTPUT = "Output"
+_FIELDS = tuning_fields()
 
 
 @_FIELDS
@@ -43,44 +34,11 @@ def tune(
         str | None,
         typer.Option(metavar="A,B,C", help="Class names. Default: the demo model's hundred."),
     ] = None,
-    classes_file: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            exists=True,
-            dir_okay=False,
-            readable=True,
-            help="Class names, one a line, or as JSON: a list, or an object of names and indices.",
-        ),
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="An open_clip model, or hf:NAME of one of transformers. Default: the small demo model.",
-            rich_help_panel=_MODEL,
-        ),
-    ] = None,
-    pretrained: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TAG|PATH|none",
-            help="Weights of --model: open_clip's tag, a file, or none for random ones.",
-            rich_help_panel=_MODEL,
-        ),
-    ] = None,
-    device: Annotated[
-        str | None,
-        typer.Option(metavar="DEVICE", help="Default: cuda if there is a GPU, else cpu.", rich_help_panel=_MODEL),
-    ] = None,
-    option: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME=VALUE",
-            help="An option of the method's own, such as gamma=0.1 of zero; `tpt-fast methods` shows them. Repeatable.",
-            rich_help_panel=_TUNING,
-        ),
-    ] = None,
+    classes_file: ClassesFile = None,
+    model: ModelName = None,
+    pretrained: Pretrained = None,
+    device: Device = None,
+    option: OwnOptions = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object a line for each image.", rich_help_panel=_OUTPUT)
     ] = False,
@@ -117,8 +75,7 @@ def tune(
     names = class_names(classes, classes_file)
     if model is not None and names is None:
         raise typer.BadParameter("--model needs class names: --classes or --classes-file", param_hint="--classes")
-    if model is None and pretrained is not None:
-        raise typer.BadParameter("it goes with --model NAME", param_hint="--pretrained")
+    _models.check_weights(model, pretrained)
     if resume and out is None:
         raise typer.BadParameter("it goes with --out FILE", param_hint="--resume")
     if out is None or as_json:
@@ -137,7 +94,7 @@ def tune(
 
         from ._run import run
 
-        loaded = _models.load_demo(device) if model is None else _models.load_model(model, pretrained, device)
+        loaded = _models.load(model, pretrained, device)
         if model is None and names:
             _models.warn_of_strange(names, loaded.tokenizer)
         names = names or list(loaded.classnames)

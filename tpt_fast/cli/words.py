@@ -12,13 +12,12 @@ from rich.table import Table
 from rich.text import Text
 
 from . import _models, _shared
+from ._options import MODEL, Pretrained
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ..clip import Clip
-
-_MODEL = "Model"
 
 
 def words(
@@ -34,17 +33,10 @@ def words(
     model: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="The model whose context it is. Default: the small demo model.", rich_help_panel=_MODEL
+            metavar="NAME", help="The model whose context it is. Default: the small demo model.", rich_help_panel=MODEL
         ),
     ] = None,
-    pretrained: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TAG|PATH|none",
-            help="Weights of --model: open_clip's tag, a file, or none for random ones.",
-            rich_help_panel=_MODEL,
-        ),
-    ] = None,
+    pretrained: Pretrained = None,
     top: Annotated[int, typer.Option(min=1, help="Words for each vector.")] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line for each vector.")] = False,
     relabel: Annotated[
@@ -64,8 +56,7 @@ def words(
 
     Exit codes: 0 fine, 2 bad usage, 3 a problem of the environment.
     """
-    if model is None and pretrained is not None:
-        raise typer.BadParameter("it goes with --model NAME", param_hint="--pretrained")
+    _models.check_weights(model, pretrained)
     _shared.check_stdout()
     with _shared.environment():
         from ..clip import Clip
@@ -73,7 +64,7 @@ def words(
         from ..prompting.cocoop import CoCoOp, load_start
         from ..prompting.saved import check_header
 
-        loaded = _models.load_demo("cpu") if model is None else _models.load_model(model, pretrained, "cpu")
+        loaded = _models.load(model, pretrained, "cpu")
         clip = Clip(loaded.model, tokenizer=loaded.tokenizer, engine="module")
         with _shared.usage("FILE"):
             header = read_header(file)
