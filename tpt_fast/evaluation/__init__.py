@@ -3,9 +3,9 @@
 | what changes | where |
 |---|---|
 | which sets there are: counts, folders, digests | ``known``, with ``names`` for class names beside data |
-| how a set is found and read | ``sets`` opens any: ``folders``, ``fine_grained``, ``official``, ``tables``, ``tars``, ``small`` |
+| how a set is found and read | ``sets``; ``folders``, ``fine_grained``, ``official``, ``tables``, ``tars``, ``small`` |
 | what is refused before the first image | ``checks``, ``layout``, and by the model's own answers ``preflight`` |
-| how images are gone through, stopped, shared out | ``run``, with ``several`` methods, ``place`` among processes, ``ray`` |
+| how images are gone through and shared out | ``run`` of ``several`` methods, ``place`` among processes, ``ray``, ``spec`` |
 | what is written | ``rows`` of ``answers``, ``features``, and beside them ``folder`` |
 | what is computed from rows | ``metrics``; the papers' figures are ``published`` |
 | what is shown | ``report``, as HTML ``page`` and its ``gallery`` |
