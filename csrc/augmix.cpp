@@ -23,7 +23,6 @@
 #include <cstring>
 
 #include "augmix_tables.h"
-#include "patches.h"
 #include "rows.h"
 
 namespace tpt_fast {
@@ -53,24 +52,24 @@ class Scratch {
 
 // What one worker needs for a view. Blocks reach up to kBlock elements beyond the rows and the padded image.
 struct Workspace {
-  Workspace(Scratch& scratch, int64_t size)
-      : padded(scratch.take<uint8_t>(3 * (size + 2) * (size + 2) + 2 * kBlock)),
-        across(scratch.take<double>(2 * size)),
-        right(scratch.take<double>(size + kBlock)),
-        down(scratch.take<double>(size + kBlock)),
-        offset(scratch.take<int32_t>(size)),
-        line(scratch.take<uint8_t>(3 * (size + kBlock))),
-        mixed(scratch.take<float>(size)) {
-    for (auto& image : ends) image = scratch.take<uint8_t>(3 * size * size);
+  Workspace(Scratch& scratch, int64_t height, int64_t width)
+      : padded(scratch.take<uint8_t>(3 * (height + 2) * (width + 2) + 2 * kBlock)),
+        across(scratch.take<double>(2 * width)),
+        right(scratch.take<double>(width + kBlock)),
+        down(scratch.take<double>(width + kBlock)),
+        offset(scratch.take<int32_t>(width)),
+        line(scratch.take<uint8_t>(3 * (width + kBlock))),
+        mixed(scratch.take<float>(width)) {
+    for (auto& image : ends) image = scratch.take<uint8_t>(3 * height * width);
   }
 
-  uint8_t* padded;         // [3, S + 2, S + 2] source of an affine step, outermost pixels repeated
-  double* across;          // [2, S] what the column adds to the source's place
-  double *right, *down;    // [S] how far the source lies beyond the pixel at `offset`, in pixels
-  int32_t* offset;         // [S] in `padded`, less the column; kOutside
-  uint8_t* line;           // [3, S + kBlock]
-  float* mixed;            // [S]
-  uint8_t* ends[kChains];  // [3, S, S] each chain's image
+  uint8_t* padded;         // [3, H + 2, W + 2] source of an affine step, outermost pixels repeated
+  double* across;          // [2, W] what the column adds to the source's place
+  double *right, *down;    // [W] how far the source lies beyond the pixel at `offset`, in pixels
+  int32_t* offset;         // [W] in `padded`, less the column; kOutside
+  uint8_t* line;           // [3, W + kBlock]
+  float* mixed;            // [W]
+  uint8_t* ends[kChains];  // [3, H, W] each chain's image
 };
 
 struct Histogram {
@@ -123,8 +122,8 @@ void interpolate(const uint8_t* source, const Workspace& w, int64_t pitch, int64
 class Chain {
  public:
   // `of_crop` is shared by the chains of a view, and counted when the first of them needs it.
-  Chain(const uint8_t* crop, int64_t size, uint8_t* own, Workspace& workspace, Histogram& of_crop)
-      : image_(crop), size_(size), own_(own), workspace_(workspace), of_crop_(of_crop) {
+  Chain(const uint8_t* crop, int64_t height, int64_t width, uint8_t* own, Workspace& workspace, Histogram& of_crop)
+      : image_(crop), height_(height), width_(width), own_(own), workspace_(workspace), of_crop_(of_crop) {
     clear();
   }
 
@@ -167,7 +166,7 @@ class Chain {
 
   void by_counts(int32_t kind) {
     Histogram& before = image_ == own_ ? of_own_ : of_crop_;
-    const auto pixels = static_cast<int32_t>(size_ * size_);
+    const auto pixels = static_cast<int32_t>(height_ * width_);
     if (!before.counted) before.count(image_, pixels);
     uint8_t table[3][256];
     for (int64_t c = 0; c < 3; ++c) {
@@ -184,21 +183,21 @@ class Chain {
 
   // Lays the image out with a border, its bytes replaced.
   void pad() {
-    const int64_t pitch = size_ + 2;
+    const int64_t pitch = width_ + 2, plane_size = pitch * (height_ + 2);
     for (int64_t c = 0; c < 3; ++c) {
-      uint8_t* plane = workspace_.padded + c * pitch * pitch;
-      for (int64_t y = 0; y < size_; ++y) {
-        const uint8_t* from = image_ + (c * size_ + y) * size_;
+      uint8_t* plane = workspace_.padded + c * plane_size;
+      for (int64_t y = 0; y < height_; ++y) {
+        const uint8_t* from = image_ + (c * height_ + y) * width_;
         uint8_t* to = plane + (1 + y) * pitch;
         if (changed_)
-          for (int64_t x = 0; x < size_; ++x) to[1 + x] = bytes_[c][from[x]];
+          for (int64_t x = 0; x < width_; ++x) to[1 + x] = bytes_[c][from[x]];
         else
-          std::memcpy(to + 1, from, size_);
+          std::memcpy(to + 1, from, width_);
         to[0] = to[1];
-        to[1 + size_] = to[size_];
+        to[1 + width_] = to[width_];
       }
       std::memcpy(plane, plane + pitch, pitch);
-      std::memcpy(plane + (1 + size_) * pitch, plane + size_ * pitch, pitch);
+      std::memcpy(plane + (1 + height_) * pitch, plane + height_ * pitch, pitch);
     }
   }
 
@@ -206,11 +205,11 @@ class Chain {
   void locate(const double* matrix, int64_t y) {
     const Workspace& w = workspace_;
     const double row = y + 0.5, b = matrix[1] * row, c = matrix[2], e = matrix[4] * row, f = matrix[5];
-    const double end = size_, *ax = w.across, *dx = w.across + size_;
-    const auto pitch = static_cast<int32_t>(size_ + 2);
-    for (int32_t x = 0; x < size_; ++x) {
+    const double right = width_, bottom = height_, *ax = w.across, *dx = w.across + width_;
+    const auto pitch = static_cast<int32_t>(width_ + 2);
+    for (int32_t x = 0; x < width_; ++x) {
       const double u = ax[x] + b + c, v = dx[x] + e + f;
-      const bool inside = (u >= 0.0) & (u < end) & (v >= 0.0) & (v < end);
+      const bool inside = (u >= 0.0) & (u < right) & (v >= 0.0) & (v < bottom);
       const double left = (inside ? u : 0.5) - 0.5, top = (inside ? v : 0.5) - 0.5;
       const double column = std::floor(left), line = std::floor(top);
       w.right[x] = left - column;
@@ -221,28 +220,29 @@ class Chain {
   }
 
   void affine(const double* matrix) {
-    const int64_t pitch = size_ + 2;
+    const int64_t pitch = width_ + 2, plane_size = pitch * (height_ + 2);
     Workspace& w = workspace_;
     pad();
-    for (int64_t x = 0; x < size_; ++x) {
+    for (int64_t x = 0; x < width_; ++x) {
       w.across[x] = matrix[0] * (x + 0.5);
-      w.across[size_ + x] = matrix[3] * (x + 0.5);
+      w.across[width_ + x] = matrix[3] * (x + 0.5);
     }
-    for (int64_t y = 0; y < size_; ++y) {
+    for (int64_t y = 0; y < height_; ++y) {
       locate(matrix, y);
-      for (int64_t begin = 0, end; begin < size_; begin = end) {
+      for (int64_t begin = 0, end; begin < width_; begin = end) {
         const int32_t offset = w.offset[begin];
         end = begin + 1;
-        while (end < size_ && w.offset[end] == offset) ++end;
+        while (end < width_ && w.offset[end] == offset) ++end;
         for (int64_t c = 0; c < 3; ++c) {
-          uint8_t* line = w.line + c * (size_ + kBlock);
+          uint8_t* line = w.line + c * (width_ + kBlock);
           if (offset == kOutside)
             std::memset(line + begin, 0, end - begin);
           else
-            interpolate(w.padded + c * pitch * pitch + offset, w, pitch, begin, end, line);
+            interpolate(w.padded + c * plane_size + offset, w, pitch, begin, end, line);
         }
       }
-      for (int64_t c = 0; c < 3; ++c) std::memcpy(own_ + (c * size_ + y) * size_, w.line + c * (size_ + kBlock), size_);
+      for (int64_t c = 0; c < 3; ++c)
+        std::memcpy(own_ + (c * height_ + y) * width_, w.line + c * (width_ + kBlock), width_);
     }
     image_ = own_;
     of_own_.counted = false;
@@ -250,7 +250,7 @@ class Chain {
   }
 
   const uint8_t* image_;
-  int64_t size_;
+  int64_t height_, width_;
   uint8_t* own_;
   Workspace& workspace_;
   Histogram& of_crop_;
@@ -281,26 +281,26 @@ void store(const float* from, float* to, int64_t n) {
 // Writes one row of one channel of a view.
 template <class T>
 void write(const AugmixGeometry& p, const float* row, int64_t channel, int64_t y, T* view) {
-  const auto patch = static_cast<uint32_t>(p.patch);
-  T* to = view + offset_of_row(p.size, patch, channel, y);
-  for (int64_t left = 0; left < p.size; left += p.patch) store(row + left, to + offset_of_column(patch, left), p.patch);
+  const int64_t patch = p.layout.patch_width;
+  T* to = view + p.layout.of_row(channel, y);
+  for (int64_t left = 0; left < p.width; left += patch) store(row + left, to + p.layout.of_column(left), patch);
 }
 
 }  // namespace
 
 int64_t augmix_scratch(const AugmixGeometry& p) {
   Scratch scratch(nullptr);
-  Workspace(scratch, p.size);
+  Workspace(scratch, p.height, p.width);
   return scratch.used();
 }
 
 template <class T>
 void augmix_views(const AugmixParams<T>& p, uint8_t* memory, int64_t begin, int64_t end) {
-  const int64_t plane = p.size * p.size;
+  const int64_t plane = p.pixels();
   Scratch scratch(memory);
-  Workspace workspace(scratch, p.size);
-  std::fill_n(workspace.right + p.size, kBlock, 0.0);
-  std::fill_n(workspace.down + p.size, kBlock, 0.0);
+  Workspace workspace(scratch, p.height, p.width);
+  std::fill_n(workspace.right + p.width, kBlock, 0.0);
+  std::fill_n(workspace.down + p.width, kBlock, 0.0);
   for (int64_t view = begin; view < end; ++view) {
     const uint8_t* crop = p.crops + view * 3 * plane;
     T* out = p.out + view * 3 * plane;
@@ -312,7 +312,7 @@ void augmix_views(const AugmixParams<T>& p, uint8_t* memory, int64_t begin, int6
     for (int64_t c = 0; c < 3; ++c)
       for (int v = 0; v < 256; ++v) tables[c][0][v] = own * p.table[c * 256 + v];
     for (int64_t i = 0; i < kChains; ++i) {
-      Chain chain(crop, p.size, workspace.ends[i], workspace, of_crop);
+      Chain chain(crop, p.height, p.width, workspace.ends[i], workspace, of_crop);
       for (int64_t place = 0; place < p.depth; ++place) {
         const int64_t step = (view * kChains + i) * p.depth + place;
         chain.step(p.steps[step], p.parameters + step * kParameters);
@@ -322,8 +322,8 @@ void augmix_views(const AugmixParams<T>& p, uint8_t* memory, int64_t begin, int6
         for (int v = 0; v < 256; ++v) tables[c][1 + i][v] = weights[1 + i] * p.table[c * 256 + chain.bytes(c)[v]];
     }
     for (int64_t c = 0; c < 3; ++c) {
-      for (int64_t y = 0; y < p.size; ++y) {
-        mix(images, tables[c], rest, c * plane + y * p.size, p.size, workspace.mixed);
+      for (int64_t y = 0; y < p.height; ++y) {
+        mix(images, tables[c], rest, c * plane + y * p.width, p.width, workspace.mixed);
         write(p, workspace.mixed, c, y, out);
       }
     }

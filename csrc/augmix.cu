@@ -6,11 +6,11 @@
 // What bounds it: affine steps, in double arithmetic of some 60 operations a pixel. Consumer GPUs do that at 1/64 of
 // their rate in float; it is what Pillow computes with, and equal to the bit is what is asked.
 //
-// Dangers: images go back and forth between two buffers of 3 S^2 bytes a chain (58 MB for 63 views of 224 px), so views
+// Dangers: images go back and forth between two buffers of 3 H W bytes a chain (58 MB for 63 views of 224 px), so views
 // go in groups that share 64 MB; a view larger than that goes by itself. A thread block walks the whole image: 1024
 // threads, and 192 blocks of 64 views, fill a GPU; few large views do not. Atomics are additions of integers, whose
 // order changes nothing. `image` is written by the same launch that reads it: never through the read-only cache.
-// Products are rounded by intrinsics, so that no flag can fuse them. Grid: 3 blocks a view of at most 65,535, and S^2 /
+// Products are rounded by intrinsics, so that no flag can fuse them. Grid: 3 blocks a view of at most 65,535, and H W /
 // 2048 blocks; offsets are 64 bits wide. Loads are of single bytes, no shuffles, nothing kept between launches.
 #include <algorithm>
 
@@ -18,7 +18,6 @@
 #include "augmix_tables.h"
 #include "common.cuh"
 #include "half.h"
-#include "patches.h"
 
 namespace tpt_fast {
 namespace {
@@ -29,7 +28,7 @@ constexpr int kChainThreads = 1024;
 constexpr int kMixThreads = 256;
 constexpr int kMixPixels = 8 * kMixThreads;
 
-__device__ __forceinline__ int64_t image_bytes(const AugmixGeometry& p) { return 3 * p.size * p.size; }
+__device__ __forceinline__ int64_t image_bytes(const AugmixGeometry& p) { return 3 * p.pixels(); }
 
 // What one block knows of its chain, in shared memory. All threads call its functions, which end with a barrier.
 struct Chain {
@@ -82,22 +81,22 @@ struct Chain {
     __syncthreads();
   }
 
-  __device__ void affine(const double* m, const uint8_t* image, uint32_t size, uint8_t* to) const {
-    const int64_t pixels = static_cast<int64_t>(size) * size;
-    const double end = size;
-    const int last = static_cast<int>(size) - 1;
+  __device__ void affine(const double* m, const uint8_t* image, uint32_t height, uint32_t width, uint8_t* to) const {
+    const int64_t pixels = static_cast<int64_t>(height) * width;
+    const double outer = width, bottom = height;
+    const int last_row = static_cast<int>(height) - 1, last_column = static_cast<int>(width) - 1;
     for (int64_t i = threadIdx.x; i < pixels; i += kChainThreads) {
-      const auto pixel = static_cast<uint32_t>(i), row = pixel / size;
-      const double x = pixel - row * size + 0.5, y = row + 0.5;
+      const auto pixel = static_cast<uint32_t>(i), row = pixel / width;
+      const double x = pixel - row * width + 0.5, y = row + 0.5;
       const double u = rounded_product(m[0], x) + rounded_product(m[1], y) + m[2];
       const double v = rounded_product(m[3], x) + rounded_product(m[4], y) + m[5];
-      const bool inside = u >= 0.0 && u < end && v >= 0.0 && v < end;
+      const bool inside = u >= 0.0 && u < outer && v >= 0.0 && v < bottom;
       const double left = (inside ? u : 0.5) - 0.5, top = (inside ? v : 0.5) - 0.5;
       const double column = floor(left), line = floor(top), right = left - column, down = top - line;
       const int x0 = static_cast<int>(column), y0 = static_cast<int>(line);
-      const int64_t above = static_cast<int64_t>(max(y0, 0)) * size,
-                    below = static_cast<int64_t>(min(y0 + 1, last)) * size;
-      const int before = max(x0, 0), after = min(x0 + 1, last);
+      const int64_t above = static_cast<int64_t>(max(y0, 0)) * width,
+                    below = static_cast<int64_t>(min(y0 + 1, last_row)) * width;
+      const int before = max(x0, 0), after = min(x0 + 1, last_column);
       for (int c = 0; c < 3; ++c) {
         const uint8_t *plane = image + c * pixels, *become = bytes + c * kLevels;
         const int p = become[plane[above + before]], q = become[plane[above + after]];
@@ -118,7 +117,7 @@ __global__ void __launch_bounds__(kChainThreads) augmix_chains_kernel(const Augm
   TPT_FAST_SHARED(int32_t, counts, [kBytes]);
   TPT_FAST_SHARED(int32_t, now, [kBytes]);
   const Chain chain{bytes, table, counts, now};
-  const int64_t index = static_cast<int64_t>(blockIdx.y) * kChains + blockIdx.x, pixels = p.size * p.size;
+  const int64_t index = static_cast<int64_t>(blockIdx.y) * kChains + blockIdx.x, pixels = p.pixels();
   uint8_t* own = p.images + index * 2 * image_bytes(p);
   const uint8_t* image = p.crops + blockIdx.y * image_bytes(p);
   int which = 0;  // the crop; then 1 or 2, the chain's own images
@@ -143,7 +142,7 @@ __global__ void __launch_bounds__(kChainThreads) augmix_chains_kernel(const Augm
       case kAffine: {
         which = which == 1 ? 2 : 1;
         uint8_t* to = own + (which - 1) * image_bytes(p);
-        chain.affine(parameters, image, static_cast<uint32_t>(p.size), to);
+        chain.affine(parameters, image, static_cast<uint32_t>(p.height), static_cast<uint32_t>(p.width), to);
         image = to;
         counted = false;
         chain.clear();
@@ -162,7 +161,7 @@ __global__ void __launch_bounds__(kChainThreads) augmix_chains_kernel(const Augm
 template <class T>
 __global__ void __launch_bounds__(kMixThreads) augmix_mix_kernel(const AugmixParams<T> p) {
   TPT_FAST_SHARED(float, tables, [(1 + kChains) * kLevels]);  // the weight times what is normalised
-  const int64_t view = blockIdx.z, pixels = p.size * p.size;
+  const int64_t view = blockIdx.z, pixels = p.pixels();
   const int channel = blockIdx.y;
   const float* weights = p.weights + view * (1 + kChains);
   const uint8_t* images[1 + kChains];
@@ -181,23 +180,24 @@ __global__ void __launch_bounds__(kMixThreads) augmix_mix_kernel(const AugmixPar
   }
   __syncthreads();
   const float rest = 1.0f - weights[0];
-  const auto patch = static_cast<uint32_t>(p.patch), size = static_cast<uint32_t>(p.size);
+  const PatchLayout layout = p.layout;
+  const auto width = static_cast<uint32_t>(p.width);
   T* out = p.out + view * image_bytes(p);
   const int64_t begin = static_cast<int64_t>(blockIdx.x) * kMixPixels;
   for (int64_t i = begin + threadIdx.x; i < begin + kMixPixels && i < pixels; i += kMixThreads) {
     const float mixture =
         tables[1 * kLevels + images[1][i]] + tables[2 * kLevels + images[2][i]] + tables[3 * kLevels + images[3][i]];
-    const uint32_t y = static_cast<uint32_t>(i) / size, x = static_cast<uint32_t>(i) - y * size;
-    out[offset_of_row(p.size, patch, channel, y) + offset_of_column(patch, x)] =
+    const uint32_t y = static_cast<uint32_t>(i) / width, x = static_cast<uint32_t>(i) - y * width;
+    out[layout.of_row(channel, y) + layout.of_column(x)] =
         narrow<T>(tables[images[0][i]] + rounded_product(rest, mixture));
   }
 }
 
 }  // namespace
 
-int64_t augmix_at_once(int64_t size, int64_t views) {
+int64_t augmix_at_once(int64_t pixels, int64_t views) {
   constexpr int64_t kImageBytes = 64 << 20;
-  const int64_t of_one = kChains * 2 * 3 * size * size;
+  const int64_t of_one = kChains * 2 * 3 * pixels;
   return std::clamp<int64_t>(std::min(kImageBytes / of_one, kMaxGridY), 1, std::max<int64_t>(views, 1));
 }
 
@@ -206,16 +206,16 @@ cudaError_t launch_augmix(const AugmixParams<T>& p, cudaStream_t stream) {
   for (int64_t first = 0; first < p.views; first += p.at_once) {
     AugmixParams<T> some = p;
     some.views = std::min(p.at_once, p.views - first);
-    some.crops += first * 3 * p.size * p.size;
+    some.crops += first * 3 * p.pixels();
     some.steps += first * kChains * p.depth;
     some.parameters += first * kChains * p.depth * kParameters;
     some.weights += first * (1 + kChains);
-    some.out += first * 3 * p.size * p.size;
+    some.out += first * 3 * p.pixels();
     const auto views = static_cast<unsigned>(some.views);
     const cudaError_t error = launch(augmix_chains_kernel, dim3(kChains, views), dim3(kChainThreads), 0, stream,
                                      static_cast<const AugmixGeometry&>(some));
     if (error != cudaSuccess) return error;
-    const dim3 grid(static_cast<unsigned>(ceil_div(p.size * p.size, kMixPixels)), 3, views);
+    const dim3 grid(static_cast<unsigned>(ceil_div(p.pixels(), kMixPixels)), 3, views);
     const cudaError_t mixed = launch(augmix_mix_kernel<T>, grid, dim3(kMixThreads), 0, stream, some);
     if (mixed != cudaSuccess) return mixed;
   }

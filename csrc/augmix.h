@@ -2,6 +2,7 @@
 #pragma once
 
 #include "common.h"
+#include "patches.h"
 
 namespace tpt_fast {
 
@@ -19,25 +20,28 @@ constexpr int64_t kChains = 3;
 constexpr int64_t kParameters = 6;
 
 struct AugmixGeometry {
-  const uint8_t* crops;      // [N, 3, S, S]
+  const uint8_t* crops;      // [N, 3, H, W]
   const int32_t* steps;      // [N, kChains, D] AugmixStep
   const double* parameters;  // [N, kChains, D, kParameters]
   const float* weights;      // [N, 1 + kChains] m of the crop itself, and w of each chain
   const float* table;        // [3, 256] normalised value of each byte
   int64_t views;             // N
   int64_t depth;             // D
-  int64_t size;              // S, pixels, at most 32768
-  int64_t patch;             // P, side of a patch, a divisor of S; P = S leaves images whole
+  int64_t height;            // H, pixels, at most 32768
+  int64_t width;             // W, likewise
+  PatchLayout layout;        // of views in patches of PH x PW, divisors of H and W; those themselves leave images whole
 
   // CUDA only, scratch.
   int64_t at_once;  // how many views the two below have room for, from augmix_at_once
-  uint8_t* images;  // [at_once, kChains, 2, 3, S, S]
+  uint8_t* images;  // [at_once, kChains, 2, 3, H, W]
   uint8_t* ends;    // [at_once, kChains, 3 * 256 + 1] what the last image's bytes become, and which image: crop, 0 or 1
+
+  TPT_FAST_HOST_DEVICE int64_t pixels() const { return height * width; }
 };
 
 template <class T>
 struct AugmixParams : AugmixGeometry {
-  T* out;  // [N, (S / P)^2, 3, P, P], so [N, 3, S, S] where P = S
+  T* out;  // [N, H / PH * W / PW, 3, PH, PW]
 };
 
 // Bytes of the scratch that each concurrent augmix_views needs, aligned to 64.
@@ -49,7 +53,7 @@ void augmix_views(const AugmixParams<T>& p, uint8_t* scratch, int64_t begin, int
 
 #ifdef TPT_FAST_CUDA
 // How many views go together, at least 1: of 64 MB of `images` where one view does not take more.
-int64_t augmix_at_once(int64_t size, int64_t views);
+int64_t augmix_at_once(int64_t pixels, int64_t views);
 
 // Two launches for each augmix_at_once.
 template <class T>

@@ -5,16 +5,22 @@
 
 namespace tpt_fast {
 
-// Of views of size x size in patches of patch x patch (patch = size leaves them whole): the offset of a pixel is the
-// sum of what its channel and row, and its column, add. Divisions are slow on a GPU, those of 64 bits several times
-// more: so there are none where images stay whole, else of 32 bits.
-TPT_FAST_HOST_DEVICE int64_t offset_of_row(int64_t size, uint32_t patch, uint32_t channel, uint32_t y) {
-  const uint32_t above = y < patch ? 0 : y / patch;
-  return above * (size * 3 * patch) + (channel * patch + y - above * patch) * patch;
-}
-TPT_FAST_HOST_DEVICE int64_t offset_of_column(uint32_t patch, uint32_t x) {
-  const uint32_t left = x < patch ? 0 : x / patch;
-  return left * (int64_t{3} * patch * patch) + x - left * patch;
-}
+// Of views of `width` pixels a row, in patches of patch_height x patch_width (the view's own leave it whole): the
+// offset of a pixel is the sum of what its channel and row, and its column, add. Divisions are slow on a GPU, those of
+// 64 bits several times more: so there are none where images stay whole, else of 32 bits.
+struct PatchLayout {
+  int64_t width;
+  uint32_t patch_height, patch_width;
+
+  TPT_FAST_HOST_DEVICE int64_t of_row(uint32_t channel, uint32_t y) const {
+    const uint32_t above = y < patch_height ? 0 : y / patch_height;
+    return above * (width * 3 * patch_height) +
+           (static_cast<int64_t>(channel) * patch_height + y - above * patch_height) * patch_width;
+  }
+  TPT_FAST_HOST_DEVICE int64_t of_column(uint32_t x) const {
+    const uint32_t left = x < patch_width ? 0 : x / patch_width;
+    return left * (int64_t{3} * patch_height * patch_width) + x - left * patch_width;
+  }
+};
 
 }  // namespace tpt_fast

@@ -8,7 +8,6 @@
 #include <algorithm>
 #include <cstring>
 
-#include "patches.h"
 #include "views_weights.h"
 
 namespace tpt_fast {
@@ -122,8 +121,8 @@ ResizeAxis axis_of(const int32_t* spec, bool horizontal) {
   return resize_axis(spec[kFilter], spec[kHeight + horizontal], spec[kOutHeight + horizontal]);
 }
 
-int64_t bands_of(const ViewsGeometry& p) { return ceil_div(p.size, kBandRows); }
-int64_t rows_of_band(const ViewsGeometry& p) { return p.size == 0 ? 0 : ceil_div(p.size, bands_of(p)); }
+int64_t bands_of(const ViewsGeometry& p) { return ceil_div(p.view_height, kBandRows); }
+int64_t rows_of_band(const ViewsGeometry& p) { return p.view_height == 0 ? 0 : ceil_div(p.view_height, bands_of(p)); }
 
 // Weights of output pixels [begin, end) of one axis and view: rows of 2 + max_taps.
 struct Lines {
@@ -137,7 +136,7 @@ struct Lines {
 
 Lines lines_of(const ViewsGeometry& p, int64_t view, bool horizontal) {
   const int64_t pitch = 2 + p.max_taps;
-  return {p.weights + (2 * view + horizontal) * p.size * pitch, pitch};
+  return {p.weights + (2 * view + horizontal) * p.lines() * pitch, pitch};
 }
 
 // Source lines under output pixels [begin, end).
@@ -155,28 +154,29 @@ int64_t widest_span(const ResizeAxis& axis, int64_t outputs) {
   return std::min<int64_t>(axis.length, static_cast<int64_t>((outputs - 1) * axis.scale) + 2 + most_taps(axis));
 }
 
-// Rows [begin, end) of a view as planes [3, end - begin, S] of bytes, in one of the two buffers.
+// Rows [begin, end) of a view as planes [3, end - begin, VW] of bytes, in one of the two buffers.
 const uint8_t* band_columns_first(const ViewsGeometry& p, int64_t view, int64_t begin, int64_t end, uint8_t* buffer,
                                   uint8_t* other) {
   const int32_t* spec = p.specs + view * kSpecColumns;
   const Lines vertical = lines_of(p, view, false), horizontal = lines_of(p, view, true);
   const Span rows = span_of(vertical, begin, end);
   const int64_t pitch = column_pitch(p.height), n = end - begin;
-  for (int64_t x = 0; x < p.size; ++x) {
+  for (int64_t x = 0; x < p.view_width; ++x) {
     for (int64_t c = 0; c < 3; ++c) {
       const uint8_t* column =
           p.columns + ((spec[kLeft] + horizontal.first(x)) * int64_t{3} + c) * pitch + spec[kTop] + rows.first;
       weighted_lines(column, 3 * pitch, horizontal.weights(x), horizontal.count(x),
-                     buffer + (c * p.size + x) * rows.count, rows.count);
+                     buffer + (c * p.view_width + x) * rows.count, rows.count);
     }
   }
   for (int64_t c = 0; c < 3; ++c)
-    transpose(buffer + c * p.size * rows.count, rows.count, other + c * rows.count * p.size, p.size, p.size,
-              rows.count);
+    transpose(buffer + c * p.view_width * rows.count, rows.count, other + c * rows.count * p.view_width, p.view_width,
+              p.view_width, rows.count);
   for (int64_t c = 0; c < 3; ++c)
     for (int64_t y = 0; y < n; ++y)
-      weighted_lines(other + (c * rows.count + vertical.first(begin + y) - rows.first) * p.size, p.size,
-                     vertical.weights(begin + y), vertical.count(begin + y), buffer + (c * n + y) * p.size, p.size);
+      weighted_lines(other + (c * rows.count + vertical.first(begin + y) - rows.first) * p.view_width, p.view_width,
+                     vertical.weights(begin + y), vertical.count(begin + y), buffer + (c * n + y) * p.view_width,
+                     p.view_width);
   return buffer;
 }
 
@@ -184,17 +184,18 @@ const uint8_t* band_rows_first(const ViewsGeometry& p, int64_t view, int64_t beg
                                uint8_t* other) {
   const int32_t* spec = p.specs + view * kSpecColumns;
   const Lines vertical = lines_of(p, view, false), horizontal = lines_of(p, view, true);
-  const Span columns = span_of(horizontal, 0, p.size);
+  const Span columns = span_of(horizontal, 0, p.view_width);
   const int64_t n = end - begin, line = 3 * columns.count;
   for (int64_t y = 0; y < n; ++y)
     weighted_lines(p.image + ((spec[kTop] + vertical.first(begin + y)) * p.width + spec[kLeft] + columns.first) * 3,
                    3 * p.width, vertical.weights(begin + y), vertical.count(begin + y), buffer + y * line, line);
   transpose(buffer, line, other, n, n, line);
-  for (int64_t x = 0; x < p.size; ++x)
+  for (int64_t x = 0; x < p.view_width; ++x)
     for (int64_t c = 0; c < 3; ++c)
       weighted_lines(other + ((horizontal.first(x) - columns.first) * int64_t{3} + c) * n, 3 * n, horizontal.weights(x),
-                     horizontal.count(x), buffer + (c * p.size + x) * n, n);
-  for (int64_t c = 0; c < 3; ++c) transpose(buffer + c * p.size * n, n, other + c * n * p.size, p.size, p.size, n);
+                     horizontal.count(x), buffer + (c * p.view_width + x) * n, n);
+  for (int64_t c = 0; c < 3; ++c)
+    transpose(buffer + c * p.view_width * n, n, other + c * n * p.view_width, p.view_width, p.view_width, n);
   return other;
 }
 
@@ -209,14 +210,14 @@ ViewsScratch views_scratch(const ViewsGeometry& p) {
     scratch.max_taps = std::max<int64_t>({scratch.max_taps, most_taps(vertical), most_taps(horizontal)});
     int64_t bytes;
     if (vertical_first(p, spec)) {
-      bytes = 3 * rows * std::max(widest_span(horizontal, p.size), p.size);
+      bytes = 3 * rows * std::max(widest_span(horizontal, p.view_width), p.view_width);
     } else {
-      bytes = 3 * p.size * std::max(widest_span(vertical, rows), rows);
+      bytes = 3 * p.view_width * std::max(widest_span(vertical, rows), rows);
       scratch.columns = p.width * 3 * column_pitch(p.height);
     }
     scratch.band = std::max(scratch.band, 2 * bytes);
   }
-  scratch.weights = p.views * 2 * p.size * (2 + scratch.max_taps);
+  scratch.weights = p.views * 2 * p.lines() * (2 + scratch.max_taps);
   return scratch;
 }
 
@@ -235,8 +236,8 @@ void views_weights(const ViewsGeometry& p, int64_t begin, int64_t end) {
     const int32_t* spec = p.specs + view * kSpecColumns;
     for (const bool horizontal : {false, true}) {
       const ResizeAxis axis = axis_of(spec, horizontal);
-      int32_t* row = p.weights + (2 * view + horizontal) * p.size * pitch;
-      for (int64_t i = 0; i < p.size; ++i, row += pitch) {
+      int32_t* row = p.weights + (2 * view + horizontal) * p.lines() * pitch;
+      for (int64_t i = 0; i < (horizontal ? p.view_width : p.view_height); ++i, row += pitch) {
         const Taps taps = taps_at(axis, spec[kWindowTop + horizontal] + static_cast<int32_t>(i));
         const double sum = sum_of_weights(axis, taps);
         row[0] = taps.first;
@@ -250,31 +251,32 @@ void views_weights(const ViewsGeometry& p, int64_t begin, int64_t end) {
 template <class T>
 void views_bands(const ViewsParams<T>& p, uint8_t* scratch, int64_t begin, int64_t end) {
   const int64_t bands = bands_of(p), rows = rows_of_band(p);
-  const auto patch = static_cast<uint32_t>(p.patch);
+  const PatchLayout layout = p.layout;
+  const int64_t patch = layout.patch_width;
   for (int64_t item = begin; item < end; ++item) {
-    const int64_t view = item / bands, top = item % bands * rows, bottom = std::min(top + rows, p.size);
+    const int64_t view = item / bands, top = item % bands * rows, bottom = std::min(top + rows, p.view_height);
     if (top >= bottom) continue;
     const int32_t* spec = p.specs + view * kSpecColumns;
     const Lines vertical = lines_of(p, view, false), horizontal = lines_of(p, view, true);
     int64_t half;
     const uint8_t* planes;
     if (vertical_first(p, spec)) {
-      half = 3 * (bottom - top) * std::max(span_of(horizontal, 0, p.size).count, p.size);
+      half = 3 * (bottom - top) * std::max(span_of(horizontal, 0, p.view_width).count, p.view_width);
       planes = band_rows_first(p, view, top, bottom, scratch, scratch + half);
     } else {
-      half = 3 * p.size * std::max(span_of(vertical, top, bottom).count, bottom - top);
+      half = 3 * p.view_width * std::max(span_of(vertical, top, bottom).count, bottom - top);
       planes = band_columns_first(p, view, top, bottom, scratch, scratch + half);
     }
     for (int64_t c = 0; c < 3; ++c) {
       const T* table = p.table + 256 * c;
-      for (int64_t y = top; y < bottom; ++y, planes += p.size) {
-        T* row = p.out + view * 3 * p.size * p.size + offset_of_row(p.size, patch, c, y);
-        for (int64_t left = 0; left < p.size; left += p.patch) {
-          T* out = row + offset_of_column(patch, left);
+      for (int64_t y = top; y < bottom; ++y, planes += p.view_width) {
+        T* row = p.out + view * p.view_elements() + layout.of_row(c, y);
+        for (int64_t left = 0; left < p.view_width; left += patch) {
+          T* out = row + layout.of_column(left);
           if (spec[kFlip]) {
-            for (int64_t x = 0; x < p.patch; ++x) out[x] = table[planes[p.size - 1 - left - x]];
+            for (int64_t x = 0; x < patch; ++x) out[x] = table[planes[p.view_width - 1 - left - x]];
           } else {
-            for (int64_t x = 0; x < p.patch; ++x) out[x] = table[planes[left + x]];
+            for (int64_t x = 0; x < patch; ++x) out[x] = table[planes[left + x]];
           }
         }
       }

@@ -16,7 +16,6 @@
 #include <algorithm>
 
 #include "common.cuh"
-#include "patches.h"
 #include "views.h"
 #include "views_weights.h"
 
@@ -34,15 +33,15 @@ constexpr int kThreads = kWarps * kWarp;
 // neighbouring lanes make neighbouring ones: first source lines, numbers of taps, first weights, second weights, ...
 struct Lines {
   const int32_t* rows;
-  int size;
+  int pitch;
 
   __device__ int first(int i) const { return __ldg(rows + i); }
-  __device__ int count(int i) const { return __ldg(rows + size + i); }
-  __device__ const int32_t* weight(int i, int tap) const { return rows + static_cast<int64_t>(2 + tap) * size + i; }
+  __device__ int count(int i) const { return __ldg(rows + pitch + i); }
+  __device__ const int32_t* weight(int i, int tap) const { return rows + static_cast<int64_t>(2 + tap) * pitch + i; }
 };
 
 __device__ __forceinline__ Lines lines_of(const ViewsGeometry& p, int64_t view, bool horizontal) {
-  return {p.weights + (2 * view + horizontal) * (2 + p.max_taps) * p.size, static_cast<int>(p.size)};
+  return {p.weights + (2 * view + horizontal) * (2 + p.max_taps) * p.lines(), static_cast<int>(p.lines())};
 }
 
 struct Rgb {
@@ -60,24 +59,26 @@ struct Rgb {
 
 // One thread an output line of either axis, then, since those take longer, one an image pixel.
 __global__ void __launch_bounds__(kThreads) views_prepare_kernel(const ViewsGeometry p) {
-  const int64_t line = blockIdx.x * int64_t{kThreads} + threadIdx.x, pixel = line - 2 * p.views * p.size;
+  const int64_t line = blockIdx.x * int64_t{kThreads} + threadIdx.x, lines = p.lines();
+  const int64_t pixel = line - 2 * p.views * lines;
   if (pixel >= p.height * p.width) return;
   if (pixel >= 0) {
     const uint8_t* from = p.image + 3 * pixel;
     p.pixels[pixel] = from[0] | static_cast<uint32_t>(from[1]) << 8 | static_cast<uint32_t>(from[2]) << 16;
     return;
   }
-  const int64_t index = line % p.size, view = line / p.size / 2;
-  const bool horizontal = line / p.size % 2 == 1;
+  const int64_t index = line % lines, view = line / lines / 2;
+  const bool horizontal = line / lines % 2 == 1;
+  if (index >= (horizontal ? p.view_width : p.view_height)) return;
   const int32_t* spec = p.specs + view * kSpecColumns;
   const ResizeAxis axis = resize_axis(spec[kFilter], spec[kHeight + horizontal], spec[kOutHeight + horizontal]);
   const Taps taps = taps_at(axis, spec[kWindowTop + horizontal] + static_cast<int32_t>(index));
   const double sum = sum_of_weights(axis, taps);
-  int32_t* to = p.weights + (2 * view + horizontal) * (2 + p.max_taps) * p.size + index;
+  int32_t* to = p.weights + (2 * view + horizontal) * (2 + p.max_taps) * lines + index;
   const int count = taps.count < p.max_taps ? taps.count : static_cast<int>(p.max_taps);
   to[0] = taps.first;
-  to[p.size] = count;
-  for (int k = 0; k < count; ++k) to[(2 + k) * p.size] = fixed_weight(axis, taps, sum, k);
+  to[lines] = count;
+  for (int k = 0; k < count; ++k) to[(2 + k) * lines] = fixed_weight(axis, taps, sum, k);
 }
 
 // Sum over the taps of `lines` at `index` that lie in [begin, end); pixel(k) is the source pixel at line k.
@@ -87,7 +88,7 @@ __device__ __forceinline__ void accumulate(const Lines& lines, int index, int be
   int k = max(first, begin);
   const int32_t* weight = lines.weight(index, k - first);
 #pragma unroll 2
-  for (; k < last; ++k, weight += lines.size) sum.add(__ldg(weight), pixel(k));
+  for (; k < last; ++k, weight += lines.pitch) sum.add(__ldg(weight), pixel(k));
 }
 
 // Grid: (tiles across, tiles down, views).
@@ -96,11 +97,13 @@ __global__ void __launch_bounds__(kThreads, 3) views_kernel(const ViewsParams<T>
   TPT_FAST_SHARED(uint32_t, lines, [kTile * kChunkColumns]);  // the greater of the two shapes of a chunk
   TPT_FAST_SHARED(T, table, [3 * 256]);
   static_assert(kTile * kChunkColumns >= kChunkRows * kTile, "both chunks fit");
-  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, size = static_cast<int>(p.size);
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  const int view_height = static_cast<int>(p.view_height), view_width = static_cast<int>(p.view_width);
   const int64_t view = blockIdx.z;
   const int32_t* spec = p.specs + view * kSpecColumns;
   const Lines vertical = lines_of(p, view, false), horizontal = lines_of(p, view, true);
-  const int y0 = blockIdx.y * kTile, y1 = min(y0 + kTile, size), x0 = blockIdx.x * kTile, x1 = min(x0 + kTile, size);
+  const int y0 = blockIdx.y * kTile, y1 = min(y0 + kTile, view_height);
+  const int x0 = blockIdx.x * kTile, x1 = min(x0 + kTile, view_width);
   const int x = x0 + lane;
   const uint32_t* image = p.pixels + spec[kTop] * p.width + spec[kLeft];
   const int width = static_cast<int>(p.width);
@@ -156,14 +159,14 @@ __global__ void __launch_bounds__(kThreads, 3) views_kernel(const ViewsParams<T>
   }
 
   if (x >= x1) return;
-  const auto patch = static_cast<uint32_t>(p.patch);
-  const int64_t plane = p.patch * p.patch;
-  T* out = p.out + view * 3 * p.size * p.size + offset_of_column(patch, spec[kFlip] ? size - 1 - x : x);
+  const PatchLayout layout = p.layout;
+  const int64_t plane = static_cast<int64_t>(layout.patch_height) * layout.patch_width;
+  T* out = p.out + view * p.view_elements() + layout.of_column(spec[kFlip] ? view_width - 1 - x : x);
 #pragma unroll
   for (int i = 0; i < kRows; ++i) {
     const int y = y0 + warp + i * kWarps;
     if (y >= y1) continue;
-    T* to = out + offset_of_row(p.size, patch, 0, y);
+    T* to = out + layout.of_row(0, y);
     to[0] = table[pixel_of_sum(sums[i].r)];
     to[plane] = table[256 + pixel_of_sum(sums[i].g)];
     to[2 * plane] = table[512 + pixel_of_sum(sums[i].b)];
@@ -172,16 +175,15 @@ __global__ void __launch_bounds__(kThreads, 3) views_kernel(const ViewsParams<T>
 
 }  // namespace
 
-int64_t views_max_taps(int64_t height, int64_t width, int64_t size) {
-  // The window lies inside the resized box and the box inside the image, so no scale exceeds longest / size.
-  const int64_t longest = height > width ? height : width;
-  const int64_t taps = 4 * (longest > size ? ceil_div(longest, size) : 1) + 2;
-  return taps < longest ? taps : longest;
+int64_t views_max_taps(int64_t height, int64_t width, int64_t view_height, int64_t view_width) {
+  // The window lies inside the resized box and the box inside the image, so no scale exceeds the image's to the view's.
+  const int64_t scale = std::max({ceil_div(height, view_height), ceil_div(width, view_width), int64_t{1}});
+  return std::min(4 * scale + 2, std::max(height, width));
 }
 
-int64_t views_at_once(int64_t max_taps, int64_t size, int64_t views) {
+int64_t views_at_once(int64_t max_taps, int64_t lines, int64_t views) {
   constexpr int64_t kWeightBytes = 64 << 20;
-  const int64_t of_one = 2 * (2 + max_taps) * size * int64_t{sizeof(int32_t)};
+  const int64_t of_one = 2 * (2 + max_taps) * lines * int64_t{sizeof(int32_t)};
   return std::clamp<int64_t>(kWeightBytes / of_one, 1, std::max<int64_t>(views, 1));
 }
 
@@ -189,13 +191,13 @@ namespace {
 
 template <class T>
 cudaError_t launch_some(const ViewsParams<T>& p, cudaStream_t stream) {
-  const int64_t items = p.height * p.width + 2 * p.views * p.size, blocks = ceil_div(items, kThreads);
-  const int64_t tiles = ceil_div(p.size, kTile);
-  if (blocks > kMaxGridX || p.views > kMaxGridY || tiles > kMaxGridY) return cudaErrorInvalidValue;
+  const int64_t items = p.height * p.width + 2 * p.views * p.lines(), blocks = ceil_div(items, kThreads);
+  const int64_t across = ceil_div(p.view_width, kTile), down = ceil_div(p.view_height, kTile);
+  if (blocks > kMaxGridX || p.views > kMaxGridY || down > kMaxGridY) return cudaErrorInvalidValue;
   const cudaError_t error = launch(views_prepare_kernel, dim3(static_cast<unsigned>(blocks)), dim3(kThreads), 0, stream,
                                    static_cast<const ViewsGeometry&>(p));
   if (error != cudaSuccess) return error;
-  const dim3 grid(static_cast<unsigned>(tiles), static_cast<unsigned>(tiles), static_cast<unsigned>(p.views));
+  const dim3 grid(static_cast<unsigned>(across), static_cast<unsigned>(down), static_cast<unsigned>(p.views));
   return launch(views_kernel<T>, grid, dim3(kThreads), 0, stream, p);
 }
 
@@ -207,7 +209,7 @@ cudaError_t launch_views(const ViewsParams<T>& p, cudaStream_t stream) {
     ViewsParams<T> some = p;
     some.views = std::min(p.at_once, p.views - first);
     some.specs += first * kSpecColumns;
-    some.out += first * 3 * p.size * p.size;
+    some.out += first * p.view_elements();
     const cudaError_t error = launch_some(some, stream);
     if (error != cudaSuccess) return error;
   }

@@ -3,11 +3,13 @@
 #pragma once
 
 #include "common.h"
+#include "patches.h"
 
 namespace tpt_fast {
 
-// Columns of a spec row: box of the image -> resized to out_height x out_width -> the size x size window at
-// (window_top, window_left) -> mirrored if flip. Boxes lie inside the image, windows inside the resized box.
+// Columns of a spec row: box of the image -> resized to out_height x out_width -> the window of the
+// view's size at (window_top, window_left) -> mirrored if flip. Boxes lie inside the image, windows inside the resized
+// box.
 enum ViewSpec {
   kTop,
   kLeft,
@@ -28,25 +30,30 @@ struct ViewsGeometry {
   int64_t height;        // H
   int64_t width;         // W
   int64_t views;         // N
-  int64_t size;          // S, pixels
-  int64_t patch;         // P, side of a patch, a divisor of S; P = S leaves images whole
+  int64_t view_height;   // VH, pixels
+  int64_t view_width;    // VW
+  PatchLayout layout;    // of views in patches of PH x PW, divisors of VH and VW; those themselves leave images whole
   // The pass order of Pillow >= 13, or that of earlier ones: see vertical_first in views_weights.h.
   bool vertical_first_when_taller;
 
   // Scratch of the CPU functions, of the sizes that views_scratch returns.
   uint8_t* columns;  // [W * 3, column_pitch(H)] the image transposed
-  int32_t* weights;  // [N, 2 (vertical, horizontal), S, 2 + max_taps] first source line, count, weights; CUDA: S last
+  int32_t* weights;  // [N, 2 (vertical, horizontal), max(VH, VW), 2 + max_taps] first source line, count, weights
+                     // (CUDA: lines last)
   int64_t max_taps;
 
   // CUDA only.
   uint32_t* pixels;  // [H, W] scratch, R | G << 8 | B << 16
   int64_t at_once;   // how many views `weights` has room for, from views_at_once
+
+  TPT_FAST_HOST_DEVICE int64_t lines() const { return view_height > view_width ? view_height : view_width; }
+  TPT_FAST_HOST_DEVICE int64_t view_elements() const { return 3 * view_height * view_width; }
 };
 
 template <class T>
 struct ViewsParams : ViewsGeometry {
   const T* table;  // [3, 256] normalised value of each byte; T is any type of that size
-  T* out;          // [N, (S / P)^2, 3, P, P], so [N, 3, S, S] where P = S
+  T* out;          // [N, VH / PH * VW / PW, 3, PH, PW]
 };
 
 struct ViewsScratch {
@@ -74,11 +81,11 @@ void views_bands(const ViewsParams<T>& p, uint8_t* scratch, int64_t begin, int64
 
 #ifdef TPT_FAST_CUDA
 // No view of any specs has more taps; `max_taps` and `weights` for launch_views, which cannot look at the specs.
-int64_t views_max_taps(int64_t height, int64_t width, int64_t size);
+int64_t views_max_taps(int64_t height, int64_t width, int64_t view_height, int64_t view_width);
 
 // How many views go together, at least 1: one after the other they use the same `weights`, [at_once, 2, 2 + max_taps,
-// S], of at most 64 MB where one view does not take more.
-int64_t views_at_once(int64_t max_taps, int64_t size, int64_t views);
+// lines], of at most 64 MB where one view does not take more.
+int64_t views_at_once(int64_t max_taps, int64_t lines, int64_t views);
 
 // Two launches for each views_at_once. Needs `weights` and `pixels`; `columns` may be null.
 template <class T>

@@ -9,6 +9,7 @@
 #include "device.h"
 #include "grain.h"
 #include "huge_pages.h"
+#include "patch.h"
 
 namespace tpt_fast {
 namespace {
@@ -22,9 +23,9 @@ void check(const Given& given) {
   const auto& [crops, steps, parameters, weights, table, out, patch] = given;
   check_shape(crops, "crops", {-1, 3, -1, -1});
   check_dtype(crops, "crops", {ScalarType::Byte});
-  const int64_t views = crops.size(0), size = crops.size(2);
-  check_shape(crops, "crops", {views, 3, size, size});
-  check_range(size, "size", 1, 1 << 15);
+  const int64_t views = crops.size(0), height = crops.size(2), width = crops.size(3);
+  check_range(height, "height", 1, 1 << 15);
+  check_range(width, "width", 1, 1 << 15);
   check_shape(steps, "steps", {views, kChains, -1});
   check_dtype(steps, "steps", {ScalarType::Int});
   check_shape(parameters, "parameters", {views, kChains, steps.size(2), kParameters});
@@ -33,13 +34,11 @@ void check(const Given& given) {
   check_dtype(weights, "weights", {ScalarType::Float});
   check_shape(table, "table", {3, 256});
   check_dtype(table, "table", {ScalarType::Float});
-  STD_TORCH_CHECK(!patch || (*patch >= 1 && size % *patch == 0), "patch: expected a divisor of the size ", size,
-                  ", got ", patch.value_or(0));
+  check_patch(height, width, patch);
   if (patch) {
-    const int64_t grid = size / *patch;
-    check_shape(out, "out", {views, grid * grid, 3 * *patch * *patch});
+    check_shape(out, "out", {views, height / *patch * (width / *patch), 3 * *patch * *patch});
   } else {
-    check_shape(out, "out", {views, 3, size, size});
+    check_shape(out, "out", {views, 3, height, width});
   }
   check_dtype(out, "out", {ScalarType::Float, ScalarType::Half, ScalarType::BFloat16});
   STD_TORCH_CHECK(out.is_contiguous(), "out: expected a contiguous tensor");
@@ -62,8 +61,9 @@ void augmix(const Given& given, Run run) {
   p.out = static_cast<T*>(given.out.mutable_data_ptr());
   p.views = crops.size(0);
   p.depth = steps.size(2);
-  p.size = crops.size(2);
-  p.patch = given.patch.value_or(p.size);
+  p.height = crops.size(2);
+  p.width = crops.size(3);
+  p.layout = layout_of(p.height, p.width, given.patch);
   run(p);
 }
 
@@ -97,7 +97,7 @@ template <class T>
 void run_on_cpu(const AugmixParams<T>& p, const Tensor& like) {
   constexpr double kPixel = 20.0;  // nanoseconds, of all three channels
   check_steps(p);
-  const int64_t least = grain(kPixel * p.size * p.size);
+  const int64_t least = grain(kPixel * p.pixels());
   const int64_t workers = std::min<int64_t>(torch::stable::get_num_threads(), ceil_div(p.views, least));
   const int64_t of_one = augmix_scratch(p);
   Tensor scratch = empty(like, {workers * of_one}, ScalarType::Byte);
@@ -117,8 +117,8 @@ void augmix_cpu(const Tensor& crops, const Tensor& steps, const Tensor& paramete
 #else
 template <class T>
 void run_on_cuda(AugmixParams<T>& p, const Tensor& like, const OnDevice& device) {
-  p.at_once = augmix_at_once(p.size, p.views);
-  Tensor images = empty(like, {p.at_once, kChains, 2, 3, p.size, p.size}, ScalarType::Byte),
+  p.at_once = augmix_at_once(p.pixels(), p.views);
+  Tensor images = empty(like, {p.at_once, kChains, 2, 3, p.height, p.width}, ScalarType::Byte),
          ends = empty(like, {p.at_once, kChains, 3 * 256 + 1}, ScalarType::Byte);
   p.images = images.mutable_data_ptr<uint8_t>();
   p.ends = ends.mutable_data_ptr<uint8_t>();

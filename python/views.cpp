@@ -8,6 +8,7 @@
 #include "device.h"
 #include "grain.h"
 #include "huge_pages.h"
+#include "patch.h"
 
 namespace tpt_fast {
 namespace {
@@ -23,9 +24,10 @@ void check_specs(const ViewsGeometry& p) {
     STD_TORCH_CHECK(inside(s[kTop], s[kHeight], p.height) && inside(s[kLeft], s[kWidth], p.width),
                     "specs: expected boxes inside the image of ", p.height, " x ", p.width, " (height x width), got ",
                     s[kHeight], " x ", s[kWidth], " at (", s[kTop], ", ", s[kLeft], ") in row ", view);
-    STD_TORCH_CHECK(inside(s[kWindowTop], p.size, s[kOutHeight]) && inside(s[kWindowLeft], p.size, s[kOutWidth]),
-                    "specs: expected windows of ", p.size, " x ", p.size, " inside the resized box of ", s[kOutHeight],
-                    " x ", s[kOutWidth], ", got one at (", s[kWindowTop], ", ", s[kWindowLeft], ") in row ", view);
+    STD_TORCH_CHECK(
+        inside(s[kWindowTop], p.view_height, s[kOutHeight]) && inside(s[kWindowLeft], p.view_width, s[kOutWidth]),
+        "specs: expected windows of ", p.view_height, " x ", p.view_width, " inside the resized box of ", s[kOutHeight],
+        " x ", s[kOutWidth], ", got one at (", s[kWindowTop], ", ", s[kWindowLeft], ") in row ", view);
     STD_TORCH_CHECK(s[kFilter] == 0 || s[kFilter] == 1, "specs: expected filter 0 or 1, got ", s[kFilter], " in row ",
                     view);
   }
@@ -34,7 +36,7 @@ void check_specs(const ViewsGeometry& p) {
 
 struct Given {
   const Tensor &image, &specs, &table;
-  int64_t size;
+  int64_t height, width;  // of a view
   bool vertical_first;
   std::optional<int64_t> patch;
 };
@@ -44,9 +46,10 @@ template <class T, class Run>
 Tensor views(const Given& given, Run run) {
   const Tensor image = torch::stable::contiguous(given.image), specs = torch::stable::contiguous(given.specs),
                table = torch::stable::contiguous(given.table);
-  const int64_t count = specs.size(0), size = given.size, patch = given.patch.value_or(size), grid = size / patch;
-  Tensor out = given.patch ? empty(table, {count, grid * grid, 3 * patch * patch}, table.scalar_type())
-                           : empty(table, {count, 3, size, size}, table.scalar_type());
+  const int64_t count = specs.size(0), height = given.height, width = given.width, patch = given.patch.value_or(1);
+  Tensor out = given.patch
+                   ? empty(table, {count, height / patch * (width / patch), 3 * patch * patch}, table.scalar_type())
+                   : empty(table, {count, 3, height, width}, table.scalar_type());
   ViewsParams<T> p{};
   p.image = image.const_data_ptr<uint8_t>();
   p.specs = specs.const_data_ptr<int32_t>();
@@ -55,24 +58,25 @@ Tensor views(const Given& given, Run run) {
   p.height = image.size(0);
   p.width = image.size(1);
   p.views = count;
-  p.size = size;
-  p.patch = patch;
+  p.view_height = height;
+  p.view_width = width;
+  p.layout = layout_of(height, width, given.patch);
   p.vertical_first_when_taller = given.vertical_first;
   run(p, out);
   return out;
 }
 
 void check(const Given& given) {
-  const auto& [image, specs, table, size, vertical_first, patch] = given;
+  const auto& [image, specs, table, height, width, vertical_first, patch] = given;
   check_shape(image, "image", {-1, -1, 3});
   check_dtype(image, "image", {ScalarType::Byte});
   check_shape(specs, "specs", {-1, kSpecColumns});
   check_dtype(specs, "specs", {ScalarType::Int});
   check_shape(table, "table", {3, 256});
   check_dtype(table, "table", {ScalarType::Float, ScalarType::Half, ScalarType::BFloat16, ScalarType::Byte});
-  check_range(size, "size", 1, 1 << 15);
-  STD_TORCH_CHECK(!patch || (*patch >= 1 && size % *patch == 0), "patch: expected a divisor of the size ", size,
-                  ", got ", patch.value_or(0));
+  check_range(height, "size", 1, 1 << 15);
+  check_range(width, "size", 1, 1 << 15);
+  check_patch(height, width, patch);
   STD_TORCH_CHECK(image.is_cuda() == specs.is_cuda() && image.is_cuda() == table.is_cuda(),
                   "specs: expected image, specs and table on one device");
 }
@@ -114,9 +118,9 @@ void run_on_cpu(ViewsParams<T>& p, const Tensor& like, const Tensor& out) {
   });
 }
 
-Tensor views_cpu(const Tensor& image, const Tensor& specs, const Tensor& table, int64_t size, bool vertical_first,
-                 std::optional<int64_t> patch) {
-  const Given given{image, specs, table, size, vertical_first, patch};
+Tensor views_cpu(const Tensor& image, const Tensor& specs, const Tensor& table, int64_t height, int64_t width,
+                 bool vertical_first, std::optional<int64_t> patch) {
+  const Given given{image, specs, table, height, width, vertical_first, patch};
   check(given);
   return by_size(given, [&](auto& p, const Tensor& out) { run_on_cpu(p, image, out); });
 }
@@ -124,18 +128,18 @@ Tensor views_cpu(const Tensor& image, const Tensor& specs, const Tensor& table, 
 #else
 template <class T>
 void run_on_cuda(ViewsParams<T>& p, const Tensor& like, const OnDevice& device) {
-  p.max_taps = views_max_taps(p.height, p.width, p.size);
-  p.at_once = views_at_once(p.max_taps, p.size, p.views);
-  Tensor weights = empty(like, {p.at_once, 2, 2 + p.max_taps, p.size}, ScalarType::Int),
+  p.max_taps = views_max_taps(p.height, p.width, p.view_height, p.view_width);
+  p.at_once = views_at_once(p.max_taps, p.lines(), p.views);
+  Tensor weights = empty(like, {p.at_once, 2, 2 + p.max_taps, p.lines()}, ScalarType::Int),
          pixels = empty(like, {p.height, p.width}, ScalarType::Int);
   p.weights = weights.mutable_data_ptr<int32_t>();
   p.pixels = static_cast<uint32_t*>(pixels.mutable_data_ptr());
   check_launch(launch_views(p, device.stream()), "views");
 }
 
-Tensor views_cuda(const Tensor& image, const Tensor& specs, const Tensor& table, int64_t size, bool vertical_first,
-                  std::optional<int64_t> patch) {
-  const Given given{image, specs, table, size, vertical_first, patch};
+Tensor views_cuda(const Tensor& image, const Tensor& specs, const Tensor& table, int64_t height, int64_t width,
+                  bool vertical_first, std::optional<int64_t> patch) {
+  const Given given{image, specs, table, height, width, vertical_first, patch};
   check(given);
   const OnDevice device(image);
   check_device(specs, "specs", image);

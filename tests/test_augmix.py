@@ -10,6 +10,7 @@ from test_views import noise, normalise, random_boxes
 from torchvision import transforms
 
 from tpt_fast import TuneConfig, make_views
+from tpt_fast._checks import check_size
 from tpt_fast.ops import augmix
 from tpt_fast.reference.augmix import AFFINE, NOTHING, POSTERIZE, SOLARIZE
 from tpt_fast.reference.augmix import augmix as reference
@@ -23,7 +24,7 @@ PLAIN = normalisation_table((0.0,) * 3, (1 / 255,) * 3)  # bytes again, once the
 
 
 def by_pillow(picture, operation, level, negative):
-    """One published operation on a square picture."""
+    """One published operation on a picture, whose thirds are the most that it is moved by."""
 
     def signed(value):
         return -value if negative else value
@@ -31,9 +32,9 @@ def by_pillow(picture, operation, level, negative):
     def affine(*matrix):
         return picture.transform(picture.size, Image.Transform.AFFINE, matrix, resample=Image.Resampling.BILINEAR)
 
-    size = picture.size[0]
     level = np.nan_to_num(level)  # of an operation that has none
-    shear, shift = signed(level * 0.3 / 10), signed(int(level * (size / 3) / 10))
+    shear = signed(level * 0.3 / 10)
+    right, down = (signed(int(level * (side / 3) / 10)) for side in picture.size)
     return {
         "autocontrast": lambda: ImageOps.autocontrast(picture),
         "equalize": lambda: ImageOps.equalize(picture),
@@ -42,13 +43,13 @@ def by_pillow(picture, operation, level, negative):
         "solarize": lambda: ImageOps.solarize(picture, 256 - int(level * 256 / 10)),
         "shear_x": lambda: affine(1, shear, 0, 0, 1, 0),
         "shear_y": lambda: affine(1, 0, 0, shear, 1, 0),
-        "translate_x": lambda: affine(1, 0, shift, 0, 1, 0),
-        "translate_y": lambda: affine(1, 0, 0, 0, 1, shift),
+        "translate_x": lambda: affine(1, 0, right, 0, 1, 0),
+        "translate_y": lambda: affine(1, 0, 0, 0, 1, down),
     }[operation]()
 
 
 def mixed_by_pillow(crop, draws, view):
-    """[3, S, S]: what the published code makes of a crop uint8 [S, S, 3] and the draws of one view."""
+    """[3, H, W]: what the published code makes of a crop uint8 [H, W, 3] and the draws of one view."""
     to_tensor = transforms.Compose([transforms.ToTensor(), transforms.Normalize(CLIP_MEAN, CLIP_STD)])
     picture = Image.fromarray(crop)
     mixture = torch.zeros(3, *crop.shape[:2])
@@ -63,17 +64,17 @@ def mixed_by_pillow(crop, draws, view):
 
 
 def crops_of(size, n, seed=0, contrast=1.0):
-    """uint8 [n, 3, S, S]: smooth ones, as crops are; noise; few levels; one colour."""
-    made = []
+    """uint8 [n, 3, S, S] or, of a pair, [n, 3, H, W]: smooth ones, as crops are; noise; few levels; one colour."""
+    made, (height, width) = [], check_size("size", size)
     for i in range(n):
-        pixels = noise(size, size, seed + i, contrast)
+        pixels = noise(height, width, seed + i, contrast)
         if i % 4 == 0:
             small = Image.fromarray(noise(3, 3, seed + i, 3.0).numpy())
-            pixels = torch.from_numpy(np.array(small.resize((size, size), Image.Resampling.BICUBIC)))
+            pixels = torch.from_numpy(np.array(small.resize((width, height), Image.Resampling.BICUBIC)))
         elif i % 4 == 2:
             pixels = pixels // 60 * 40 + 17
         elif i % 4 == 3:
-            pixels = pixels[:1, :1].expand(size, size, 3)
+            pixels = pixels[:1, :1].expand(height, width, 3)
         made.append(pixels.permute(2, 0, 1))
     return torch.stack(made).contiguous()
 
@@ -86,11 +87,11 @@ def one_step(kind, values=()):
     return steps, parameters, torch.tensor([[0.0, 1.0, 0.0, 0.0]])
 
 
-@pytest.mark.parametrize("size", [1, 2, 7, 33, 64, 224])
+@pytest.mark.parametrize("size", [1, 2, 7, 33, 64, 224, (9, 40), (50, 3)])
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_each_operation_equals_pillows(operation, size):
     rng = np.random.default_rng(size)
-    for crop in crops_of(size, 4, seed=size):
+    for crop in crops_of(size, 4, seed=9):
         for level, sign in zip(rng.uniform(0.1, 1.0, 3), (0.2, 0.5, 0.9), strict=True):
             operations = np.full((1, 3, 3), -1)
             operations[0, 0, 0] = OPERATIONS.index(operation)
@@ -103,10 +104,10 @@ def test_each_operation_equals_pillows(operation, size):
             assert torch.equal(got, torch.from_numpy(np.array(want)))
 
 
-@pytest.mark.parametrize("size", [5, 48, 224])
+@pytest.mark.parametrize("size", [5, 48, 224, (30, 7), (64, 128)])
 @pytest.mark.parametrize("patch", [None, 1])
 def test_mixtures_equal_the_published_pipeline_and_the_reference(size, patch):
-    crops, draws = crops_of(size, 7, seed=1), draw_augmix(6, seed=size)
+    crops, draws = crops_of(size, 7, seed=1), draw_augmix(6, seed=5)
     steps, parameters, weights = augmix_steps(draws, size)
     table = normalisation_table()
     got = augmix(crops, steps, parameters, weights, table, patch=patch)
@@ -281,8 +282,8 @@ CALL |= {"crops": torch.zeros(1, 3, 4, 4, dtype=torch.uint8), "table": normalisa
     ("arguments", "error", "message"),
     [
         ({"crops": CALL["crops"].float()}, TypeError, "crops: expected torch.uint8, got torch.float32"),
-        ({"crops": CALL["crops"][:, :2]}, ValueError, "crops: expected shape [N, 3, S, S], got [1, 2, 4, 4]"),
-        ({"crops": CALL["crops"][:, :, :3]}, ValueError, "crops: expected squares of 1 to 32768 pixels a side, got 3"),
+        ({"crops": CALL["crops"][:, :2]}, ValueError, "crops: expected shape [N, 3, H, W], got [1, 2, 4, 4]"),
+        ({"crops": CALL["crops"][:, :, :0]}, ValueError, "crops: expected 1 to 32768 pixels a side, got 0 x 4"),
         ({"steps": CALL["steps"].long()}, TypeError, "steps: expected torch.int32, got torch.int64"),
         ({"steps": CALL["steps"][:, :2]}, ValueError, "steps: expected shape [1, 3, D], got [1, 2, 1]"),
         ({"parameters": CALL["parameters"].float()}, TypeError, "parameters: expected torch.float64"),

@@ -78,30 +78,31 @@ SPECS = [
 
 @pytest.mark.parametrize("vertical_first", [False, True])
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.float32])
-def test_views(shim, dtype, vertical_first):
+@pytest.mark.parametrize("sides", [(40, 40), (40, 16)])
+def test_views(shim, dtype, vertical_first, sides):
     image = torch.randint(0, 256, (300, 220, 3), dtype=torch.uint8)
     image[100:] = (image[100:] > 127) * 255  # over- and undershoots
     table = torch.arange(256).expand(3, 256).to(dtype).contiguous()
     specs = torch.tensor(SPECS, dtype=torch.int32)
     for patch in (None, 8):
-        given = image, specs, table, 40, vertical_first, patch
+        given = image, specs, table, *sides, vertical_first, patch
         (got,) = in_every_order(shim, lambda: [ops.views(*given)])  # noqa: B023 - called at once
         assert torch.equal(got, reference_views(*given))
 
 
 def test_views_of_a_long_image_go_in_groups_that_share_their_weights(shim):
     """Of 1 x 1,000,000 at 224 px the weights of 64 views would take 2 GB."""
-    assert build.load().views_at_once(build.load().views_max_taps(1, 1_000_000, 224), 224, 64) == 2
-    assert build.load().views_at_once(build.load().views_max_taps(3000, 4000, 224), 224, 64) == 64
+    assert build.load().views_at_once(build.load().views_max_taps(1, 1_000_000, 224, 224), 224, 64) == 2
+    assert build.load().views_at_once(build.load().views_max_taps(3000, 4000, 224, 224), 224, 64) == 64
     width, size, count = 150_000, 40, 15
-    assert 1 < build.load().views_at_once(build.load().views_max_taps(1, width, size), size, count) < count - 1
+    assert 1 < build.load().views_at_once(build.load().views_max_taps(1, width, size, size), size, count) < count - 1
     image = torch.randint(0, 256, (1, width, 3), dtype=torch.uint8)
     table = torch.arange(256).expand(3, 256).to(torch.uint8).contiguous()
     specs = torch.tensor(
         [[0, 9999 * i, 1, 50 + i, 40, 40, 0, 0, i % 2, i % 2] for i in range(count)], dtype=torch.int32
     )
-    got = ops.views(image, specs, table, size)
-    assert torch.equal(got, reference_views(image, specs, table, size))
+    got = ops.views(image, specs, table, size, size)
+    assert torch.equal(got, reference_views(image, specs, table, size, size))
 
 
 def test_the_shared_memory_that_objective_says_it_needs(shim):

@@ -136,7 +136,7 @@ def test_patches_of_every_tower_that_is_our_own(name, std):
         with pytest.raises(ValueError, match="patch tokens can be read; its patches do not fill its images"):
             encoder.encode_patches(views)
         return
-    bias = None if std is None else dense.gaussian(encoder.patch_grid(), std)
+    bias = None if std is None else dense.gaussian(encoder.patch_grid()[0], std)
     got = encoder.encode_patches(views, bias)
     with torch.no_grad():
         want = plain_patches(model.double().visual, views, std)
@@ -199,6 +199,12 @@ def test_windows_that_do_not_overlap_are_maps_of_their_own(model):
     got = score_map(model, wide, NAMES, size=32, stride=32)
     halves = [score_map(model, wide.crop((x, 0, x + 32, 32)), NAMES, size=32) for x in (0, 32)]
     assert (got - torch.cat(halves, -1)).abs().max() < 2 * bounds.logits(model, torch.float32, torch.float32)
+
+
+def test_a_model_of_rectangular_images_is_refused():
+    model = models.clip(seed=0, vision={"image_size": (48, 32), "layers": 1, "patch_size": 16})
+    with pytest.raises(ValueError, match=r"model: expected one of square images.*its are 48 x 32"):
+        score_map(model, PHOTO, NAMES)
 
 
 def test_windows_at_once_do_not_matter(model, monkeypatch):

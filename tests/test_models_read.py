@@ -1,5 +1,7 @@
 """What is read off models: their own preprocessing, wrappers around them, and layouts of other packages."""
 
+from dataclasses import replace
+
 import models
 import open_clip
 import pytest
@@ -43,6 +45,30 @@ def test_view_0_is_the_models_own_preprocessing_to_the_bit(cfg, size):
     plain = Tuner(small(), NAMES, FEW)(image, keep_views=True)
     if "mean" not in cfg:  # the crops are what they always are
         assert torch.equal(result.views[1:], plain.views[1:])
+
+
+@pytest.mark.parametrize("sides", [(48, 32), (32, 64)])
+@pytest.mark.parametrize("mode", ["shortest", "squash", "longest"])
+@pytest.mark.parametrize("by", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("size", [(60, 91), (300, 41), (48, 32), (31, 20)])
+def test_images_that_are_no_squares(sides, mode, by, size):
+    """Height before width, as open_clip's image_size has them; and towers of our own on them."""
+    model = models.clip(seed=0, vision={"image_size": sides, "layers": 1, "patch_size": 16})
+    cfg = PreprocessCfg(size=sides, resize_mode=mode, interpolation=by, fill_color=9)
+    open_clip.model.set_model_preprocess_cfg(model, vars(cfg))
+    image = Image.open(PHOTO).convert("RGB").resize(size)
+    own = image_transform_v2(PreprocessCfg(**model.visual.preprocess_cfg), is_train=False)(image)
+    tuner = Tuner(model, NAMES, FEW)
+    result = tuner(image, keep_views=True)
+    assert torch.equal(result.views[0], own)
+    assert result.views.shape[1:] == (3, *sides)
+    assert result.engines["image"] == "vit"
+    with torch.no_grad():
+        want = nn.functional.normalize(model.encode_image(result.views), dim=-1)
+    assert (tuner.clip.encode(result.views[None])[0] - want).abs().max() < 1e-5
+    assert torch.equal(tuner.tune_views(result.views).logits, result.logits)
+    mixed = Tuner(model, NAMES, replace(FEW, views="augmix"))(image, keep_views=True)
+    assert torch.equal(mixed.views[0], own)
 
 
 FITTED = [{}, {"interpolation": "bilinear"}, {"fill_color": 255}, {"fill_color": 7, "mean": (0.5,) * 3}]

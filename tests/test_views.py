@@ -9,11 +9,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from open_clip.transform import ResizeKeepRatio
 from PIL import Image
 from torch.nn.functional import unfold
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms import functional as F
 
+from tpt_fast._checks import check_size
 from tpt_fast.ops.views import views
 from tpt_fast.reference.views import views as reference
 from tpt_fast.views.crops import draw_boxes, draw_specs, view_specs
@@ -32,11 +34,15 @@ def noise(height, width, seed=0, contrast=1.0):
 
 
 def as_published(image, boxes, size):
-    """[N, 3, S, S] uint8: the published pipeline on PIL images."""
+    """[N, 3, H, W] uint8: the published pipeline on PIL images, of views of ``size``, or (H, W)."""
     picture = Image.fromarray(image.numpy())
-    out = [F.center_crop(F.resize(picture, size, InterpolationMode.BICUBIC), size)]
+    sides = list(size) if isinstance(size, tuple) else [size, size]
+    plain = (
+        ResizeKeepRatio(sides)(picture) if sides[0] != sides[1] else F.resize(picture, size, InterpolationMode.BICUBIC)
+    )
+    out = [F.center_crop(plain, sides)]
     for top, left, height, width, flip in boxes.tolist():
-        view = F.resized_crop(picture, top, left, height, width, [size, size], InterpolationMode.BILINEAR)
+        view = F.resized_crop(picture, top, left, height, width, sides, InterpolationMode.BILINEAR)
         out.append(F.hflip(view) if flip else view)
     return torch.stack([F.pil_to_tensor(view) for view in out])
 
@@ -58,7 +64,8 @@ def assert_equals_pil(image, boxes, size):
 
 SIZES = [
     (375, 500, 224), (500, 375, 224), (333, 500, 97), (224, 224, 224), (1, 1, 8), (1, 40, 16), (40, 1, 16), (2, 3, 5),
-    (700, 90, 64), (90, 700, 64), (31, 33, 224), (17, 16, 15), (64, 64, 1), (800, 300, 65), (640, 6, 3),
+    (700, 90, 64), (90, 700, 64), (200, 300, (256, 128)), (300, 200, (40, 130)), (31, 33, (7, 1)), (90, 700, (1, 65)),
+     (31, 33, 224), (17, 16, 15), (64, 64, 1), (800, 300, 65), (640, 6, 3),
 ]  # fmt: skip
 
 
@@ -67,7 +74,7 @@ SIZES = [
 def test_equals_pil_and_reference(height, width, size, contrast):
     image = noise(height, width, contrast=contrast)
     specs, expected = assert_equals_pil(image, random_boxes(height, width, 6), size)
-    assert torch.equal(reference(image, specs, BYTES, size, INSTALLED_IS_13), expected)
+    assert torch.equal(reference(image, specs, BYTES, *check_size("size", size), INSTALLED_IS_13), expected)
 
 
 @pytest.mark.long
@@ -84,7 +91,7 @@ def test_both_pass_orders_equal_the_reference(vertical_first):
     image = noise(300, 200)
     specs = view_specs(300, 200, torch.cat([draw_boxes(300, 200, 12), random_boxes(300, 200, 12)]), 50)
     got = views(image, specs, BYTES, 50, vertical_first)
-    assert torch.equal(got, reference(image, specs, BYTES, 50, vertical_first))
+    assert torch.equal(got, reference(image, specs, BYTES, 50, 50, vertical_first))
     assert not torch.equal(got, views(image, specs, BYTES, 50, not vertical_first))
 
 
@@ -97,7 +104,7 @@ def test_slivers_change_the_order_before_pillow_13():
     assert not torch.equal(strip[False], strip[True])
     assert torch.equal(strip[INSTALLED_IS_13].permute(0, 2, 3, 1).flatten(0, 1), expected[:396])
     for order, got in strip.items():
-        assert torch.equal(got, reference(image, specs, BYTES, 2, order))
+        assert torch.equal(got, reference(image, specs, BYTES, 2, 2, order))
 
 
 def test_bicubic_boxes_with_windows_equal_the_reference():
@@ -105,22 +112,23 @@ def test_bicubic_boxes_with_windows_equal_the_reference():
     specs = torch.tensor([[5, 7, 100, 90, 70, 66, 9, 3, 1, 1], [0, 0, 120, 150, 300, 333, 250, 280, 0, 0]])
     specs = specs.int()
     for order in (False, True):
-        assert torch.equal(views(image, specs, BYTES, 48, order), reference(image, specs, BYTES, 48, order))
+        assert torch.equal(views(image, specs, BYTES, 48, order), reference(image, specs, BYTES, 48, 48, order))
 
 
 @pytest.mark.parametrize("patch", [1, 7, 14, 16, 112])
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.float32])
-def test_patches_are_cut_from_the_views(patch, dtype):
+@pytest.mark.parametrize("size", [112, (112, 224), (336, 112)])
+def test_patches_are_cut_from_the_views(patch, dtype, size):
     image = noise(130, 150)
-    specs = view_specs(130, 150, random_boxes(130, 150, 3), 112)
+    specs = view_specs(130, 150, random_boxes(130, 150, 3), size)
     assert specs[:, 8].any()  # mirrored
-    table = BYTES.to(dtype)
-    whole = views(image, specs, table, 112, INSTALLED_IS_13)
-    got = views(image, specs, table, 112, INSTALLED_IS_13, patch)
-    assert got.shape == (4, (112 // patch) ** 2, 3 * patch**2)
+    table, sides = BYTES.to(dtype), check_size("size", size)
+    whole = views(image, specs, table, size, INSTALLED_IS_13)
+    got = views(image, specs, table, size, INSTALLED_IS_13, patch)
+    assert got.shape == (4, sides[0] // patch * (sides[1] // patch), 3 * patch**2)
     # torch's own unfold has the channels first in each patch too.
     assert torch.equal(got.float(), unfold(whole.float(), patch, stride=patch).transpose(1, 2))
-    assert torch.equal(got, reference(image, specs, table, 112, INSTALLED_IS_13, patch))
+    assert torch.equal(got, reference(image, specs, table, *sides, INSTALLED_IS_13, patch))
 
 
 @pytest.mark.long
@@ -196,7 +204,7 @@ def test_no_views():
 def test_opcheck(dtype):
     specs = view_specs(40, 30, draw_boxes(40, 30, 2), 16)
     for patch in (None, 4):
-        torch.library.opcheck(torch.ops.tpt_fast.views, (noise(40, 30), specs, BYTES.to(dtype), 16, True, patch))
+        torch.library.opcheck(torch.ops.tpt_fast.views, (noise(40, 30), specs, BYTES.to(dtype), 16, 16, True, patch))
 
 
 # Drawing
@@ -322,7 +330,7 @@ def changed(column, value):
 
 
 @pytest.mark.host
-@pytest.mark.parametrize("op", [views, reference], ids=["op", "reference"])
+@pytest.mark.parametrize(("op", "sides"), [(views, [4]), (reference, [4, 4])], ids=["op", "reference"])
 @pytest.mark.parametrize(
     ("column", "value", "message"),
     [
@@ -335,9 +343,9 @@ def changed(column, value):
         (9, 2, "specs: expected filter 0 or 1, got 2 in row 1"),
     ],
 )
-def test_specs_out_of_range(op, column, value, message):
+def test_specs_out_of_range(op, sides, column, value, message):
     with pytest.raises((ValueError, RuntimeError), match=re.escape(message)):
-        op(noise(8, 9), changed(column, value), BYTES, 4, True)
+        op(noise(8, 9), changed(column, value), BYTES, *sides, True)
 
 
 @pytest.mark.host
@@ -367,7 +375,7 @@ def test_arguments_of_another_kind(arguments, error, message):
     [
         ({"n_views": 0}, ValueError, "n_views: expected 1 or more, got 0"),
         ({"n_views": 2.0}, TypeError, "n_views: expected an int, got float 2.0"),
-        ({"size": 224.0}, TypeError, "size: expected an int, got float 224.0"),
+        ({"size": 224.0}, TypeError, "size: expected an int or (height, width), got float 224.0"),
         ({"seed": 1.5}, TypeError, "seed: expected an int, got float 1.5"),
         ({"size": 0}, ValueError, "size: expected 1 to 32768, got 0"),
         ({"dtype": torch.float64}, TypeError, "dtype: expected torch.float32, float16 or bfloat16, got torch.float64"),

@@ -41,6 +41,24 @@ def check_numbers(name: str, values: object, count: int) -> tuple[float, ...]:
     return tuple(map(float, result))
 
 
+def check_size(name: str, value: object) -> tuple[int, int]:
+    """Pixels of a side, or (height, width), of a view: as a height and a width of 1 to 32768."""
+    sides = (value, value) if isinstance(value, numbers.Integral) else value
+    if not isinstance(sides, Sequence) or isinstance(sides, str) or len(sides) != 2:
+        raise TypeError(f"{name}: expected an int or (height, width), got {type(value).__name__} {value!r:.60}")
+    for side in sides:
+        check_integer(name, side, 1, 1 << 15)
+    return int(sides[0]), int(sides[1])
+
+
+def check_patch(patch: int | None, height: int, width: int) -> None:
+    if patch is None:
+        return
+    if patch < 1 or height % patch or width % patch:
+        size = f"size {height}" if height == width else f"sizes {height} x {width}"
+        raise ValueError(f"patch: expected a divisor of the {size}, got {patch}")
+
+
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
     if value not in choices:
         raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")

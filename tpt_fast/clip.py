@@ -94,5 +94,6 @@ class Clip:
         return self.image.encode(views.flatten(0, 1), normalise).view(*views.shape[:2], -1)
 
     def __repr__(self) -> str:
-        image = f"{self.image.engine} {self.preprocessing.size} px"
+        height, width = self.preprocessing.sides
+        image = f"{self.image.engine} {height if height == width else f'{height} x {width}'} px"
         return f"Clip({type(self.model).__name__}, {self.precision}, image {image}, {self.device})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -258,12 +259,12 @@ class Tuner:
         Raises:
             TypeError, ValueError: another type or shape, fewer than two views, NaN or infinite values.
         """
-        size = self.clip.preprocessing.size
+        height, width = self.clip.preprocessing.sides
         if not isinstance(views, Tensor) or not views.is_floating_point():
             got = views.dtype if isinstance(views, Tensor) else type(views).__name__
-            raise TypeError(f"views: expected a floating point tensor [N, 3, {size}, {size}], got {got}")
-        if views.dim() != 4 or list(views.shape[1:]) != [3, size, size]:
-            raise ValueError(f"views: expected [N, 3, {size}, {size}], got {list(views.shape)}")
+            raise TypeError(f"views: expected a floating point tensor [N, 3, {height}, {width}], got {got}")
+        if views.dim() != 4 or list(views.shape[1:]) != [3, height, width]:
+            raise ValueError(f"views: expected [N, 3, {height}, {width}], got {list(views.shape)}")
         if len(views) < 2:
             raise ValueError(f"views: expected 2 or more views, got {len(views)}")
         if not views.isfinite().all():
@@ -506,8 +507,8 @@ class Tuner:
 
     def _at_once(self) -> int:
         """How many images fit in memory together: their views, twice during a call, and what further steps keep."""
-        size, text, own = self.clip.preprocessing.size, self._loop.classes.text, self._loop.classes.start is not None
-        bytes_each = 2 * self.clip.image.dtype.itemsize * 3 * self.config.n_views * size**2
+        sides, text, own = self.clip.preprocessing.sides, self._loop.classes.text, self._loop.classes.start is not None
+        bytes_each = 2 * self.clip.image.dtype.itemsize * 3 * self.config.n_views * math.prod(sides)
         if self.method.keeps_activations or (own and self.method.gradient == Method.gradient):
             bytes_each += text.describe()["kept_bytes"]
         budget = free_bytes(text.device) // 3

@@ -41,7 +41,10 @@ void views(const py::kwargs& values) {
   p.weights = a.data<int32_t>("weights");
   p.pixels = a.data<uint32_t>("pixels");
   p.out = a.data<T>("out");
-  a.integers("sizes", p.height, p.width, p.views, p.size, p.patch, p.max_taps, p.at_once);
+  int64_t patch_height, patch_width;
+  a.integers("sizes", p.height, p.width, p.views, p.view_height, p.view_width, patch_height, patch_width, p.max_taps,
+             p.at_once);
+  p.layout = {p.view_width, static_cast<uint32_t>(patch_height), static_cast<uint32_t>(patch_width)};
   p.vertical_first_when_taller = a.flag("vertical_first");
   a.check(launch_views(p, nullptr));
 }
@@ -58,7 +61,9 @@ void augmix(const py::kwargs& values) {
   p.images = a.data<uint8_t>("images");
   p.ends = a.data<uint8_t>("ends");
   p.out = a.data<T>("out");
-  a.integers("sizes", p.views, p.depth, p.size, p.patch, p.at_once);
+  int64_t patch_height, patch_width;
+  a.integers("sizes", p.views, p.depth, p.height, p.width, patch_height, patch_width, p.at_once);
+  p.layout = {p.width, static_cast<uint32_t>(patch_height), static_cast<uint32_t>(patch_width)};
   a.check(launch_augmix(p, nullptr));
 }
 

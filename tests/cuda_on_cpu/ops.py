@@ -72,24 +72,28 @@ def views(
     image: Tensor,
     specs: Tensor,
     table: Tensor,
-    size: int,
+    view_height: int,
+    view_width: int,
     vertical_first_when_taller: bool = True,
     patch: int | None = None,
 ) -> Tensor:
     (height, width, _), count = image.shape, len(specs)
-    taps = build.load().views_max_taps(height, width, size)
-    together = build.load().views_at_once(taps, size, count)
-    shape = (3, size, size) if patch is None else ((size // patch) ** 2, 3 * patch**2)
+    sides = view_height, view_width
+    taps = build.load().views_max_taps(height, width, *sides)
+    together = build.load().views_at_once(taps, max(sides), count)
+    shape = (3, *sides)
+    if patch is not None:
+        shape = view_height // patch * (view_width // patch), 3 * patch**2
     out = torch.full((count, *shape), torch.nan if table.is_floating_point() else 0, dtype=table.dtype)
     _call(
         f"views_{table.element_size()}",
         image=_dense(image),
         specs=_dense(specs),
         table=_dense(table),
-        weights=_unwritten(together, 2, 2 + taps, size, dtype=torch.int32),
+        weights=_unwritten(together, 2, 2 + taps, max(sides), dtype=torch.int32),
         pixels=_unwritten(height, width, dtype=torch.int32),
         out=out,
-        sizes=(height, width, count, size, patch or size, taps, together),
+        sizes=(height, width, count, *sides, patch or sides[0], patch or sides[1], taps, together),
         vertical_first=vertical_first_when_taller,
     )
     return out
@@ -104,8 +108,8 @@ def augmix(
     out: Tensor,
     patch: int | None = None,
 ) -> None:
-    views, _, size, _ = crops.shape
-    together = build.load().augmix_at_once(size, views)
+    views, _, height, width = crops.shape
+    together = build.load().augmix_at_once(height * width, views)
     _call(
         f"augmix_{_name(out.dtype)}",
         crops=_dense(crops),
@@ -113,10 +117,10 @@ def augmix(
         parameters=_dense(parameters),
         weights=_dense(weights),
         table=_dense(table),
-        images=torch.full((together, 3, 2, 3, size, size), 255, dtype=torch.uint8),
+        images=torch.full((together, 3, 2, 3, height, width), 255, dtype=torch.uint8),
         ends=torch.full((together, 3, 769), 255, dtype=torch.uint8),
         out=out,
-        sizes=(views, steps.shape[2], size, patch or size, together),
+        sizes=(views, steps.shape[2], height, width, patch or height, patch or width, together),
     )
 
 

@@ -107,7 +107,6 @@ def _data_url(view: Tensor, size: int) -> str:
 
     pixels = (view.permute(1, 2, 0).clamp(0, 1) * 255).round().byte().numpy()
     picture, file = Image.fromarray(pixels), io.BytesIO()
-    if max(picture.size) > size:
-        picture = picture.resize((size, size), Image.Resampling.BICUBIC)
+    picture.thumbnail((size, size), Image.Resampling.BICUBIC)
     picture.save(file, "JPEG", quality=85)
     return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"

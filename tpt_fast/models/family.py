@@ -132,8 +132,8 @@ class Family(ABC):
 
         Raises:
             TypeError: it has no image tower, or one in a wrapper.
-            ValueError: it does not say the size of its images; they are not square; or they are prepared in a way that
-                is not known here: they would be classified from other pixels than the model was trained on.
+            ValueError: it does not say the size of its images, or they are prepared in a way that is not known here:
+                they would be classified from other pixels than the model was trained on.
         """
 
     @abstractmethod

@@ -136,7 +136,7 @@ class OpenAI(Layout):
         encoder = ImageEncoder(Layout(self.model), torch.float32)
         if encoder.why_module is not None:
             return encoder.why_module
-        views = torch.randn(2, 3, encoder.size, encoder.size, generator=torch.Generator().manual_seed(0), **ON_THE_CPU)
+        views = torch.randn(2, 3, *encoder.sides, generator=torch.Generator().manual_seed(0), **ON_THE_CPU)
         views[1] = views[1, :, :, :1]  # noise and stripes, for two of a kind may look alike
         views = views.to(self.scale.device)
         return self._compare(encoder.encode(views), self.for_images(torch.float32)(views), "encode_image")

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from .._checks import check_size
 from ..views.crops import INTERPOLATIONS
 from ..views.make import CLIP_MEAN, CLIP_STD, RESIZE_MODES
 from .weights import Foreign
@@ -15,14 +16,19 @@ from .weights import Foreign
 class Preprocessing(NamedTuple):
     """What the model expects of an image: view 0 follows all of it, the random crops size, mean and deviation."""
 
-    size: int  #: pixels of a side
+    size: int | tuple[int, int]  #: pixels of a side, or (height, width) of an image that is no square
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
-    #: "shortest" side to ``size`` and the middle cut out, "squash" to the square, or "longest" side to it, in a margin
+    #: "shortest": resized until it just covers the size, and cut; "squash"; "longest": fitted in, in a margin
     resize_mode: str = "shortest"
     interpolation: str = "bicubic"  #: or "bilinear"
     crop: str = "round"  #: torchvision's; or "floor", where transformers' middle begins that begins between two pixels
     fill: int = 0  #: byte of the margin
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """(height, width) of an image."""
+        return check_size("size", self.size)
 
 
 def of_open_clip(model: Foreign) -> Preprocessing:
@@ -44,14 +50,11 @@ def of_open_clip(model: Foreign) -> Preprocessing:
         tuple(getattr(visual, f"image_{name}", None) or cfg.get(name) or default)
         for name, default in (("mean", CLIP_MEAN), ("std", CLIP_STD))
     )
-    return Preprocessing(
-        _size(visual),
-        mean,
-        std,
-        _known(cfg, "resize_mode", "shortest", RESIZE_MODES),
-        _known(cfg, "interpolation", "bicubic", tuple(INTERPOLATIONS)),
-        fill=_fill(cfg),
-    )
+    size, mode = _size(visual), _known(cfg, "resize_mode", "shortest", RESIZE_MODES)
+    interpolation = _known(cfg, "interpolation", "bicubic", tuple(INTERPOLATIONS))
+    if mode == "shortest" and not isinstance(size, int):
+        interpolation = "bicubic"  # whatever it says: open_clip's transform takes no other for such sizes
+    return Preprocessing(size, mean, std, mode, interpolation, fill=_fill(cfg))
 
 
 def _fill(cfg: Mapping[str, Any]) -> int:
@@ -61,17 +64,15 @@ def _fill(cfg: Mapping[str, Any]) -> int:
     return value
 
 
-def _size(visual: Foreign) -> int:
+def _size(visual: Foreign) -> int | tuple[int, int]:
     size = getattr(visual, "image_size", getattr(visual, "input_resolution", None))
     if size is None:
         raise ValueError(
             "model: expected its image tower to say the size of its images (visual.image_size), "
             f"{type(visual).__name__} does not"
         )
-    height, width = size if isinstance(size, (tuple, list)) else (size, size)
-    if height != width:
-        raise ValueError(f"model: expected square images, got an image tower for {height} x {width}")
-    return int(height)
+    height, width = check_size("model: visual.image_size", tuple(size) if isinstance(size, list) else size)
+    return height if height == width else (height, width)
 
 
 def _known(cfg: Mapping[str, Any], name: str, default: str, known: tuple[str, ...]) -> str:

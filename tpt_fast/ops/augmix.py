@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .._checks import check_patch
 from ..extension import load
 from ..reference.augmix import CHAINS, PARAMETERS
 from ..reference.augmix import augmix as reference
@@ -40,7 +41,7 @@ def augmix(
     n is the normalisation of ``table``.
 
     Args:
-        crops: uint8 [N, 3, S, S], as :func:`tpt_fast.ops.views` makes them of a table of bytes.
+        crops: uint8 [N, 3, H, W], each side in 1..32768, as :func:`tpt_fast.ops.views` makes them of a table of bytes.
         steps: int32 [N, 3, D], the steps of each chain in their order: 0 nothing, 1 autocontrast, 2 equalize (both of
             each channel by itself), 3 posterize, 4 solarize, 5 an affine transform (bilinear, black beyond the image).
         parameters: float64 [N, 3, D, 6], what a step needs: posterize the number of bits in 0..8, and solarize the
@@ -50,10 +51,10 @@ def augmix(
         table: float32 [3, 256]: the normalised value of each byte of each channel, see
             :func:`tpt_fast.views.make.normalisation_table`.
         dtype: of the views: float32, float16 or bfloat16, rounded from float32.
-        patch: P, a divisor of S: write the views cut into patches, as :func:`tpt_fast.ops.views` does.
+        patch: P, a divisor of H and W: write the views cut into patches, as :func:`tpt_fast.ops.views` does.
 
     Returns:
-        [N, 3, S, S] in ``dtype``; with ``patch`` [N, (S / P)^2, 3 P^2].
+        [N, 3, H, W] in ``dtype``; with ``patch`` [N, H / P * W / P, 3 P^2].
 
     Raises:
         ValueError: a shape or a size out of range.
@@ -71,20 +72,19 @@ def augmix(
         weights=weights,
         table=table,
     )
-    check_form("crops", crops, ("N", 3, "S", "S"), (torch.uint8,))
-    count, _, height, size = crops.shape
-    if height != size or not 1 <= size <= 1 << 15:
-        raise ValueError(f"crops: expected squares of 1 to 32768 pixels a side, got {height} x {size}")
+    check_form("crops", crops, ("N", 3, "H", "W"), (torch.uint8,))
+    count, _, height, width = crops.shape
+    if not (1 <= height <= 1 << 15 and 1 <= width <= 1 << 15):
+        raise ValueError(f"crops: expected 1 to 32768 pixels a side, got {height} x {width}")
     check_form("steps", steps, (count, CHAINS, "D"), (torch.int32,))
     check_form("parameters", parameters, (*steps.shape, PARAMETERS), (torch.float64,))
     check_form("weights", weights, (count, 1 + CHAINS), (torch.float32,))
     check_form("table", table, (3, 256), (torch.float32,))
     if dtype not in _OUTPUTS:
         raise TypeError(f"dtype: expected {' or '.join(map(str, _OUTPUTS))}, got {dtype}")
-    if patch is not None and (patch < 1 or size % patch):
-        raise ValueError(f"patch: expected a divisor of the size {size}, got {patch}")
+    check_patch(patch, height, width)
     load.ensure(crops.device)
-    shape = (3, size, size) if patch is None else ((size // patch) ** 2, 3 * patch**2)
+    shape = (3, height, width) if patch is None else (height // patch * (width // patch), 3 * patch**2)
     out = crops.new_empty((count, *shape), dtype=dtype)
     torch.ops.tpt_fast.augmix(crops, steps, parameters, weights, table, out, patch)
     return out

@@ -34,26 +34,26 @@ def _equalize(counts: Tensor) -> Tensor:
 
 
 def _affine(image: Tensor, matrix: list[float]) -> Tensor:
-    """[3, S, S] float64, the source of (x, y) being (a x + b y + c, d x + e y + f); black beyond the image."""
+    """[3, H, W] float64, the source of (x, y) being (a x + b y + c, d x + e y + f); black beyond the image."""
     a, b, c, d, e, f = matrix
-    size = image.shape[-1]
-    centres = torch.arange(size, dtype=torch.float64, device=image.device) + 0.5
-    x = (a * centres + (b * centres)[:, None]) + c
-    y = (d * centres + (e * centres)[:, None]) + f
-    inside = (x >= 0) & (x < size) & (y >= 0) & (y < size)
+    height, width = image.shape[-2:]
+    down, across = (torch.arange(side, dtype=torch.float64, device=image.device) + 0.5 for side in (height, width))
+    x = (a * across + (b * down)[:, None]) + c
+    y = (d * across + (e * down)[:, None]) + f
+    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
     x, y = x.where(inside, 0.5) - 0.5, y.where(inside, 0.5) - 0.5
     left, top = x.floor(), y.floor()
 
     def at(down: int, right: int) -> Tensor:
-        rows, columns = ((corner + by).clamp(0, size - 1).long() for corner, by in ((top, down), (left, right)))
-        return image[:, rows, columns]
+        rows, columns = (top + down).clamp(0, height - 1), (left + right).clamp(0, width - 1)
+        return image[:, rows.long(), columns.long()]
 
     upper, lower = (at(down, 0) + (at(down, 1) - at(down, 0)) * (x - left) for down in (0, 1))
     return (upper + (lower - upper) * (y - top)).trunc() * inside
 
 
 def step(image: Tensor, kind: int, parameters: list[float]) -> Tensor:
-    """One step of a chain on [3, S, S] float64 holding bytes."""
+    """One step of a chain on [3, H, W] float64 holding bytes."""
     if kind == NOTHING:
         return image
     if kind == AFFINE:
@@ -91,12 +91,11 @@ def augmix(
     patch: int | None = None,
 ) -> None:
     """Definition of :func:`tpt_fast.ops.augmix`, which allocates ``out``."""
-    size = crops.shape[-1]
     rows, values = steps.tolist(), parameters.tolist()
     _check(rows, values)
 
     def normalised(image: Tensor) -> Tensor:
-        return table.gather(1, image.flatten(1).long()).view(3, size, size)
+        return table.gather(1, image.flatten(1).long()).view_as(image)
 
     mixed = table.new_empty(crops.shape)
     for view, crop in enumerate(crops):

@@ -53,11 +53,11 @@ def _weighted(weights: Tensor, pixels: Tensor) -> Tensor:
     return ((sums + (1 << (WEIGHT_BITS - 1))) / (1 << WEIGHT_BITS)).floor().clamp(0.0, 255.0)
 
 
-def _view(image: Tensor, spec: list[int], size: int, vertical_first_when_taller: bool) -> Tensor:
+def _view(image: Tensor, spec: list[int], high: int, wide: int, vertical_first_when_taller: bool) -> Tensor:
     top, left, height, width, out_height, out_width, window_top, window_left, flip, filter = spec
     pixels = image[top : top + height, left : left + width].double()
-    vertical = resize_weights(filter, height, out_height, window_top, size, image.device)
-    horizontal = resize_weights(filter, width, out_width, window_left, size, image.device)
+    vertical = resize_weights(filter, height, out_height, window_top, high, image.device)
+    horizontal = resize_weights(filter, width, out_width, window_left, wide, image.device)
     if vertical_first_when_taller:  # Pillow >= 13
         vertical_first = height > out_height and height - out_height > 2 * (width - out_width)
     else:
@@ -69,7 +69,7 @@ def _view(image: Tensor, spec: list[int], size: int, vertical_first_when_taller:
     return (pixels.flip(1) if flip else pixels).permute(2, 0, 1)
 
 
-def _check(image: Tensor, specs: list[list[int]], size: int) -> None:
+def _check(image: Tensor, specs: list[list[int]], high: int, wide: int) -> None:
     image_height, image_width, _ = image.shape
 
     def inside(first: int, count: int, length: int) -> bool:
@@ -81,9 +81,9 @@ def _check(image: Tensor, specs: list[list[int]], size: int) -> None:
                 f"specs: expected boxes inside the image of {image_height} x {image_width} (height x width), "
                 f"got {height} x {width} at ({top}, {left}) in row {row}"
             )
-        if not (inside(y, size, out_height) and inside(x, size, out_width)):
+        if not (inside(y, high, out_height) and inside(x, wide, out_width)):
             raise ValueError(
-                f"specs: expected windows of {size} x {size} inside the resized box of {out_height} x {out_width}, "
+                f"specs: expected windows of {high} x {wide} inside the resized box of {out_height} x {out_width}, "
                 f"got one at ({y}, {x}) in row {row}"
             )
         if filter not in (0, 1):
@@ -100,15 +100,16 @@ def views(
     image: Tensor,
     specs: Tensor,
     table: Tensor,
-    size: int,
+    height: int,
+    width: int,
     vertical_first_when_taller: bool = True,
     patch: int | None = None,
 ) -> Tensor:
-    """Definition of :func:`tpt_fast.ops.views`, with the same arguments."""
+    """Definition of :func:`tpt_fast.ops.views`, with the view's two sides for ``size``."""
     rows = specs.tolist()
-    _check(image, rows, size)
-    out = table.new_empty(len(rows), 3, size, size)
+    _check(image, rows, height, width)
+    out = table.new_empty(len(rows), 3, height, width)
     for row, spec in enumerate(rows):
-        pixels = _view(image, spec, size, vertical_first_when_taller)
-        out[row] = table.gather(1, pixels.flatten(1).long()).unflatten(1, (size, size))
+        pixels = _view(image, spec, height, width, vertical_first_when_taller)
+        out[row] = table.gather(1, pixels.flatten(1).long()).unflatten(1, (height, width))
     return out if patch is None else patches(out, patch, patch)

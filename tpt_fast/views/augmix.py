@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._checks import MAX_SEED, check_integer
+from .._checks import MAX_SEED, check_integer, check_size
 from ..reference.augmix import AFFINE, AUTOCONTRAST, CHAINS, EQUALIZE, NOTHING, PARAMETERS, POSTERIZE, SOLARIZE
 
 #: The operations in the order of the published list.
@@ -71,13 +71,13 @@ def draw_augmix(n: int, *, seed: int | None = 0) -> AugMix:
     return AugMix(weights, operation, level, sign)
 
 
-def augmix_steps(draws: AugMix, size: int) -> tuple[Tensor, Tensor, Tensor]:
+def augmix_steps(draws: AugMix, size: int | tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
     """``steps``, ``parameters`` and ``weights`` for :func:`tpt_fast.ops.augmix`: view 0, which is not mixed, and then
     one view a draw.
 
     Args:
         draws: of n views.
-        size: S, the side of the views.
+        size: S, or (height, width), of the views.
 
     Returns:
         int32 [n + 1, 3, 3], float64 [n + 1, 3, 3, 6] and float32 [n + 1, 4].
@@ -85,13 +85,14 @@ def augmix_steps(draws: AugMix, size: int) -> tuple[Tensor, Tensor, Tensor]:
     Raises:
         ValueError: draws of other shapes, or an operation, level or sign out of range.
     """
+    height, width = check_size("size", size)
     weights, operation, level, sign = _checked(draws)
     n = len(weights)
     steps = np.full((n + 1, CHAINS, LONGEST), NOTHING, np.int32)
     parameters = np.zeros((n + 1, CHAINS, LONGEST, PARAMETERS))
     for at in np.argwhere(operation >= 0).tolist():
         place = tuple(at)
-        kind, values = _step(OPERATIONS[operation[place]], float(level[place]), float(sign[place]) > 0.5, size)
+        kind, values = _step(OPERATIONS[operation[place]], float(level[place]), float(sign[place]) > 0.5, height, width)
         steps[at[0] + 1, at[1], at[2]] = kind
         parameters[at[0] + 1, at[1], at[2], : len(values)] = values
     own = np.concatenate([np.array([[1, 0, 0, 0]], np.float32), weights])
@@ -126,7 +127,7 @@ def _checked(draws: AugMix) -> AugMix:
     return AugMix(weights.astype(np.float32, copy=False), operation, level, sign)
 
 
-def _step(operation: str, level: float, negative: bool, size: int) -> tuple[int, tuple[float, ...]]:
+def _step(operation: str, level: float, negative: bool, height: int, width: int) -> tuple[int, tuple[float, ...]]:
     """The op's step and its parameters, in the published code's own arithmetic: ``int(level * most / 10)``."""
 
     def signed(value: float) -> float:
@@ -141,23 +142,24 @@ def _step(operation: str, level: float, negative: bool, size: int) -> tuple[int,
     if operation == "solarize":
         return SOLARIZE, (256 - int(level * 256 / 10),)
     if operation == "rotate":
-        return _rotation(signed(int(level * 30 / 10)), size)
+        return _rotation(signed(int(level * 30 / 10)), height, width)
     if operation in ("shear_x", "shear_y"):
         by = signed(level * 0.3 / 10)
         return AFFINE, (1, by, 0, 0, 1, 0) if operation == "shear_x" else (1, 0, 0, by, 1, 0)
-    by = signed(int(level * (size / 3) / 10))
+    along = width if operation == "translate_x" else height
+    by = signed(int(level * (along / 3) / 10))
     return AFFINE, (1, 0, by, 0, 1, 0) if operation == "translate_x" else (1, 0, 0, 0, 1, by)
 
 
-def _rotation(degrees: float, size: int) -> tuple[int, tuple[float, ...]]:
+def _rotation(degrees: float, height: int, width: int) -> tuple[int, tuple[float, ...]]:
     """About the middle of the image, as Pillow does it: cosine and sine rounded to 15 decimals."""
     angle = degrees % 360.0
     if angle == 0:
         return NOTHING, ()
-    radians, middle = -math.radians(angle), size / 2
+    radians, across, down = -math.radians(angle), width / 2, height / 2
     cosine, sine, minus_sine = (
         round(value, 15) for value in (math.cos(radians), math.sin(radians), -math.sin(radians))
     )
-    right = cosine * -middle + sine * -middle + 0.0 + middle
-    down = minus_sine * -middle + cosine * -middle + 0.0 + middle
-    return AFFINE, (cosine, sine, right, minus_sine, cosine, down)
+    x = cosine * -across + sine * -down + 0.0 + across
+    y = minus_sine * -across + cosine * -down + 0.0 + down
+    return AFFINE, (cosine, sine, x, minus_sine, cosine, y)

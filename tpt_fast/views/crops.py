@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._checks import check_choice, check_integer, check_numbers
+from .._checks import check_choice, check_integer, check_numbers, check_size
 from .._modes import ON_THE_CPU
 
 BILINEAR, BICUBIC = 0, 1  #: filters of a spec row
@@ -102,7 +102,7 @@ def draw_specs(
     height: int,
     width: int,
     n_views: int,
-    size: int,
+    size: int | tuple[int, int],
     *,
     generator: torch.Generator,
     scale: tuple[float, float] = (0.08, 1.0),
@@ -119,7 +119,7 @@ def draw_specs(
     Args:
         height, width, scale, ratio: as for :func:`draw_boxes`.
         n_views: N, at least 1.
-        size: S.
+        size: S, or (height, width) of the views.
         generator: on any device.
         resize_mode, interpolation: of view 0, see :func:`view_specs`.
 
@@ -152,7 +152,8 @@ def draw_specs(
         if value:
             specs[0, column].fill_(value)
     specs[1:, :4] = torch.stack([top, left, crop_height, crop_width], 1).int()
-    specs[1:, 4:6].fill_(size)
+    for column, side in zip((4, 5), check_size("size", size), strict=True):
+        specs[1:, column].fill_(side)
     specs[1:, 8] = flip.int()
     return specs
 
@@ -184,7 +185,7 @@ def view_specs(
     height: int,
     width: int,
     boxes: Tensor,
-    size: int,
+    size: int | tuple[int, int],
     resize_mode: str = "shortest",
     interpolation: str = "bicubic",
     crop: str = "round",
@@ -198,8 +199,8 @@ def view_specs(
         height: of the image.
         width: likewise.
         boxes: integers [N-1, 5]: top, left, height, width, flip, inside the image.
-        size: S.
-        resize_mode: "shortest" (side to S, and the middle cut out) or "squash" (both sides to S).
+        size: S, or (height, width) of the views.
+        resize_mode: "shortest" (the smallest that covers the view, and its middle cut out) or "squash".
         interpolation: "bicubic" or "bilinear".
         crop: where the middle begins that would begin between two pixels: "round" (torchvision) or "floor".
 
@@ -231,28 +232,34 @@ def view_specs(
     specs = np.zeros((len(rows) + 1, 10), dtype=np.int32)
     specs[0] = _plain_spec(height, width, size, resize_mode, interpolation, crop)
     specs[1:, :4] = rows[:, :4]
-    specs[1:, 4:6] = size
+    specs[1:, 4:6] = check_size("size", size)
     specs[1:, 8] = rows[:, 4] != 0
     specs[1:, 9] = BILINEAR
     return torch.from_numpy(specs)
 
 
-def _plain_spec(height: int, width: int, size: int, resize_mode: str, interpolation: str, crop: str) -> tuple[int, ...]:
-    """View 0: the whole image, its shorter side resized to ``size`` and the middle of the longer one, or squashed."""
+def _plain_spec(
+    height: int, width: int, size: int | tuple[int, int], resize_mode: str, interpolation: str, crop: str
+) -> tuple[int, ...]:
+    """View 0: the whole image, resized until it just covers the view and the middle cut out, or squashed."""
     check_choice("resize_mode", resize_mode, RESIZE_MODES)
     check_choice("interpolation", interpolation, tuple(INTERPOLATIONS))
     check_choice("crop", crop, tuple(CROPS))
+    high, wide = check_size("size", size)
     if resize_mode == "squash":
-        return 0, 0, height, width, size, size, 0, 0, 0, INTERPOLATIONS[interpolation]
-    out_height, out_width = size, size
-    if width <= height:
-        out_height = int(size * height / width)
+        return 0, 0, height, width, high, wide, 0, 0, 0, INTERPOLATIONS[interpolation]
+    out_height, out_width = high, wide
+    if high != wide:  # open_clip's ResizeKeepRatio, which rounds; torchvision's Resize of one side does not
+        ratio = min(height / high, width / wide)
+        out_height, out_width = round(height / ratio), round(width / ratio)
+    elif width <= height:
+        out_height = int(high * height / width)
     else:
-        out_width = int(size * width / height)
+        out_width = int(wide * width / height)
     if max(out_height, out_width) > _INT32_MAX:
         raise ValueError(
             f"image: {height} x {width} (height x width) is too long and narrow: with its shorter side resized to "
-            f"{size} the longer one has {max(out_height, out_width)} pixels, more than {_INT32_MAX}"
+            f"{min(high, wide)} the longer one has {max(out_height, out_width)} pixels, more than {_INT32_MAX}"
         )
-    top, left = (CROPS[crop]((side - size) / 2) for side in (out_height, out_width))
+    top, left = (CROPS[crop]((resized - side) / 2) for resized, side in ((out_height, high), (out_width, wide)))
     return 0, 0, height, width, out_height, out_width, top, left, 0, INTERPOLATIONS[interpolation]

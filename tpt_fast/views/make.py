@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from .._checks import MAX_SEED, check_choice, check_integer, check_numbers
+from .._checks import MAX_SEED, check_choice, check_integer, check_numbers, check_patch, check_size
 from .._modes import ON_THE_CPU
 from ..config import VIEWS
 from ..reference.views import patches
@@ -73,7 +73,7 @@ def _bytes(device: torch.device) -> Tensor:
 def make_views(
     image: Any,
     n_views: int = 64,
-    size: int = 224,
+    size: int | tuple[int, int] = 224,
     seed: int | None = 0,
     boxes: Any = None,
     *,
@@ -100,7 +100,7 @@ def make_views(
     Args:
         image: whatever :func:`tpt_fast.views.decode.load_image` takes.
         n_views: N, at least 1; not used where ``boxes`` are given.
-        size: S, pixels, in 1..32768.
+        size: S, pixels of a side, or (height, width) of the views, each in 1..32768.
         seed: of the crops; None draws them from torch's global generator, as the published code does. Not used where
             ``boxes`` or ``generator`` are given.
         boxes: integers [N-1, 5] (top, left, height, width, flip) instead of random ones.
@@ -111,15 +111,16 @@ def make_views(
             (:func:`draw_specs`), without waiting for it, where the views are made on that GPU.
         device: where the views are made; the image's own device by default, which is the CPU unless it is a tensor.
         order: "pillow-12" or "pillow-13", see :func:`pass_order`; None follows the installed Pillow.
-        patch: P, a divisor of S, to have the views cut into the patches of a vision transformer.
+        patch: P, a divisor of both sides, to have the views cut into the patches of a vision transformer.
         resize_mode, interpolation, crop: of view 0, see :func:`tpt_fast.views.view_specs`; CLIP's by default. Mode
-            "longest" too: the longer side to S, and around it a margin of byte ``fill``, 0 to 255.
+            "longest" too: the largest that fits into the view, and around it a margin of byte ``fill``, 0 to 255.
         views: "crops", or "augmix": each crop is mixed with three chains of operations on it, after normalisation
             (:func:`tpt_fast.ops.augmix`), as the published code does for the fine-grained sets. These draw from NumPy,
             by the same ``seed``: :func:`tpt_fast.views.draw_augmix`, whose draws for N - 1 views may be given instead.
 
     Returns:
-        [N, 3, S, S] in ``dtype``; with ``patch`` [N, (S / P)^2, 3 P^2], see :func:`tpt_fast.ops.views`.
+        [N, 3, height, width] in ``dtype``; with ``patch`` [N, height / P * width / P, 3 P^2], see
+        :func:`tpt_fast.ops.views`.
 
     Raises:
         ValueError: an argument out of range, a box outside the image, or an image that cannot be used.
@@ -128,15 +129,14 @@ def make_views(
     """
     if dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise TypeError(f"dtype: expected torch.float32, float16 or bfloat16, got {dtype}")
-    check_integer("size", size, 1, 1 << 15)
+    high, wide = check_size("size", size)
     if boxes is None:
         check_integer("n_views", n_views, 1)
         if seed is not None:
             check_integer("seed", seed, 0, MAX_SEED)
     if patch is not None:
         check_integer("patch", patch, 1)
-        if size % patch:
-            raise ValueError(f"patch: expected a divisor of the size {size}, got {patch}")
+    check_patch(patch, high, wide)
     check_generator(generator)
     if not isinstance(views, AugMix):
         check_choice("views", views, VIEWS)
@@ -157,18 +157,18 @@ def make_views(
         pixels = pixels.to(device)
     height, width, _ = pixels.shape
     if boxes is None and generator is not None and generator.device.type != "cpu":
-        specs = draw_specs(height, width, n_views, size, generator=generator, **plain)
+        specs = draw_specs(height, width, n_views, (high, wide), generator=generator, **plain)
     else:
         if boxes is None:
             boxes = draw_boxes(height, width, n_views - 1, seed=seed, generator=generator)
-        specs = view_specs(height, width, torch.as_tensor(boxes, device="cpu"), size, **plain)
+        specs = view_specs(height, width, torch.as_tensor(boxes, device="cpu"), (high, wide), **plain)
         specs = specs.to(pixels.device, non_blocking=True)
     vertical_first = order == "pillow-13"
 
     def made(table: Tensor, patch: int | None) -> Tensor:
-        found = ops.views(pixels, specs, table, size, vertical_first, patch)
+        found = ops.views(pixels, specs, table, (high, wide), vertical_first, patch)
         if fits:
-            first = fitted_view(pixels, table, size, vertical_first, interpolation, fill)
+            first = fitted_view(pixels, table, (high, wide), vertical_first, interpolation, fill)
             found[0] = first if patch is None else patches(first[None], patch, patch)[0]
         return found
 
@@ -178,6 +178,7 @@ def make_views(
     draws = views if isinstance(views, AugMix) else draw_augmix(len(specs) - 1, seed=seed)
     if len(draws.weights) != len(specs) - 1:
         raise ValueError(f"views: expected draws of AugMix for {len(specs) - 1} views, got {len(draws.weights)}")
-    steps, parameters, weights = (each.to(pixels.device, non_blocking=True) for each in augmix_steps(draws, size))
+    mixed = augmix_steps(draws, (high, wide))
+    steps, parameters, weights = (each.to(pixels.device, non_blocking=True) for each in mixed)
     table = normalisation_table(mean, std, device=pixels.device)
     return ops.augmix(crops, steps, parameters, weights, table, dtype, patch)

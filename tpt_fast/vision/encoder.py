@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +25,7 @@ class ImageEncoder:
     case, ``autocast`` under fp16 autocast.
 
     Attributes:
+        sides: (H, W) of the images.
         patch: side P of the patches into which views for :meth:`encode` may come cut already; None if they may not.
         engine: "vit" (our own executor of CLIP's vision transformers), "resnet" (CLIP's ResNets, folded), or
             "module" (the model's own code).
@@ -31,12 +33,11 @@ class ImageEncoder:
 
     Raises:
         TypeError: the model has no image tower.
-        ValueError: its images are not square.
     """
 
     def __init__(self, model: Foreign, dtype: torch.dtype, engine: str = "auto", *, autocast: bool = False) -> None:
         family = read(model)
-        self.size = family.preprocessing.size
+        self.sides = family.preprocessing.sides
         self.dtype = dtype
         self.patch: int | None = None
         self.why_module: str | None = None
@@ -45,7 +46,7 @@ class ImageEncoder:
         self.engine = self._tower.name
         if isinstance(self._tower, VitTower):
             height, width = self._tower.patch
-            if height == width and self.size % height == 0:
+            if height == width and not any(side % height for side in self.sides):
                 self.patch = height
 
     # --- for copies, perhaps in another process: what is made of the weights is made anew
@@ -63,7 +64,7 @@ class ImageEncoder:
                 raise Unsupported("engine='module' was asked for")
             weights = family.image_weights(self.dtype)
             if isinstance(weights, ImageWeights):
-                return VitTower(weights, (self.size, self.size))
+                return VitTower(weights, self.sides)
             return ResNetTower(weights, self.dtype)
         except Unsupported as reason:
             self.why_module = str(reason)
@@ -83,8 +84,8 @@ class ImageEncoder:
         """Features of length 1, or as the tower gives them.
 
         Args:
-            views: [N, 3, S, S] floating point, normalised, on the model's device; or cut into patches,
-                [N, (S / P)^2, 3 P^2], as :func:`tpt_fast.make_views` makes them with ``patch``.
+            views: [N, 3, H, W] floating point, normalised, on the model's device; or cut into patches,
+                [N, H / P * W / P, 3 P^2], as :func:`tpt_fast.make_views` makes them with ``patch``.
 
         Returns:
             [N, D] float32 (float64 for a float64 tower).
@@ -101,11 +102,11 @@ class ImageEncoder:
 
         Args:
             views: as for :meth:`encode`.
-            bias: [(S / P)^2, (S / P)^2], added to the scores of the last block's attention, whose queries are its keys
+            bias: [H / P * W / P] twice, added to the scores of the last block's attention, whose queries are its keys
                 then, and whose output alone is read (see :func:`tpt_fast.score_map`); None: the tower as it is.
 
         Returns:
-            [N, (S / P)^2, D], row by row of the view.
+            [N, H / P * W / P, D], row by row of the view.
 
         Raises:
             ValueError: views of another shape, or as for :meth:`patch_grid`.
@@ -115,14 +116,14 @@ class ImageEncoder:
         assert isinstance(tower, VitTower)
         return nn.functional.normalize(self._in_groups(lambda group: tower.encode_patches(group, bias), views), dim=-1)
 
-    def patch_grid(self) -> int:
-        """Patches along a side of a view.
+    def patch_grid(self) -> tuple[int, int]:
+        """Patches down and across a view.
 
         Raises:
             ValueError: a tower other than our own vision transformer, or one whose patches do not fill its images.
         """
         if self.patch is not None:
-            return self.size // self.patch
+            return self.sides[0] // self.patch, self.sides[1] // self.patch
         why = self.why_module or "its patches do not fill its images"
         if isinstance(self._tower, ResNetTower):
             why = "it is a ResNet, which has none"
@@ -137,14 +138,13 @@ class ImageEncoder:
         return features.to(accumulation_dtype(self.dtype))
 
     def whole(self, views: Tensor) -> Tensor:
-        """[N, 3, S, S] of views that may be cut into patches."""
+        """[N, 3, H, W] of views that may be cut into patches."""
         if views.dim() == 4 or self.patch is None:
             return views
-        grid, patch = self.size // self.patch, self.patch
-        cut = views.unflatten(-1, (3, patch, patch)).unflatten(1, (grid, grid))
-        return cut.permute(0, 3, 1, 4, 2, 5).reshape(len(views), 3, self.size, self.size)
+        cut = views.unflatten(-1, (3, self.patch, self.patch)).unflatten(1, self.patch_grid())
+        return cut.permute(0, 3, 1, 4, 2, 5).reshape(len(views), 3, *self.sides)
 
     def _shapes(self) -> list[tuple[int, ...]]:
         """What a view may look like."""
-        size, patch = self.size, self.patch
-        return [(3, size, size), *([((size // patch) ** 2, 3 * patch**2)] if patch else [])]
+        cut = [(math.prod(self.patch_grid()), 3 * self.patch**2)] if self.patch else []
+        return [(3, *self.sides), *cut]
