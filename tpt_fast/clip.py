@@ -70,6 +70,11 @@ class Clip:
             family, held, tokenizer=tokenizer, engine="module" if autocast else engine, autocast=autocast
         )
 
+    @classmethod
+    def of(cls, model: nn.Module, wanted: config.TuneConfig, tokenizer: Tokenizer | None = None) -> Clip:
+        """As the options ask for it."""
+        return cls(model, wanted.precision, tokenizer=tokenizer, engine=wanted.engine, autocast=wanted.autocasts)
+
     @property
     def model(self) -> nn.Module:
         """The model itself, out of its wrappers."""

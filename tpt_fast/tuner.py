@@ -558,7 +558,7 @@ def _method(config: TuneConfig, objective: ObjectiveFunction | None) -> Method:
 def _clip(model: nn.Module | Clip, config: TuneConfig, tokenizer: Callable[..., Tensor] | None) -> Clip:
     """``model`` read as ``config`` says, unless it has been read so already."""
     if not isinstance(model, Clip):
-        return Clip(model, config.precision, tokenizer=tokenizer, engine=config.engine, autocast=config.autocasts)
+        return Clip.of(model, config, tokenizer)
     if tokenizer is not None:
         raise ValueError("tokenizer: expected None with a Clip, which has its own")
     for name, has, wanted in (

@@ -62,6 +62,22 @@ def markdown(rows: list[dict]) -> str:
     )
 
 
+def side_by_side(rows: list[dict], intervals: bool = False) -> str:
+    """Methods down, kinds across: top-1 less zero-shot's, in points; bold where the 95 % interval leaves out zero."""
+    kinds, methods = (list(dict.fromkeys(row[name] for row in rows)) for name in ("kind", "method"))
+    by = {(row["kind"], row["method"]): row for row in rows}
+
+    def cell(row: dict) -> str:
+        mark = "" if row["low"] <= 0 <= row["high"] else "**"
+        interval = f" ({row['low']:+.2f} .. {row['high']:+.2f})" if intervals else ""
+        return f"{mark}{row['difference']:+.2f}{mark}{interval}"
+
+    lines = [["top-1 in percent", *kinds], ["---"] * (1 + len(kinds))]
+    lines.append(["zero-shot", *(f"{by[kind, methods[0]]['zero_shot']:.2f}" for kind in kinds)])
+    lines += [[f"`{method}`", *(cell(by[kind, method]) for kind in kinds)] for method in methods]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def main(
     data: Annotated[Path, typer.Option(help="Folder of tiny_imagenet_val.npz, or tiny-imagenet-200.")],
     n: Annotated[int, typer.Option(help="Validation images, the same seeded choice for every kind.")] = 2000,
@@ -113,7 +129,7 @@ def main(
         for path, text in ((out, json.dumps(rows, indent=1)), (out.with_suffix(".md"), markdown(rows))):
             with atomic_write(path) as aside:
                 aside.write_text(f"{text}\n")
-    print(markdown(rows))
+    print(markdown(rows), side_by_side(rows), side_by_side(rows, intervals=True), sep="\n\n")
 
 
 if __name__ == "__main__":

@@ -118,13 +118,7 @@ def evaluate(
         loaded = _models.load(model, pretrained, place)
         _shared.kernels(_models.place_of(place))
         with _shared.usage(_FIELDS.option_in):
-            clip = Clip(
-                loaded.model,
-                config.precision,
-                tokenizer=loaded.tokenizer,
-                engine=config.engine,
-                autocast=config.autocasts,
-            )
+            clip = Clip.of(loaded.model, config, loaded.tokenizer)
         for images in opened if look and rank == 0 else []:
             _look_before(images, clip, config, out)
         with _options_named():

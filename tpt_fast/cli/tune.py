@@ -128,13 +128,7 @@ def _tuner(loaded: _models.Loaded, names: list[str], config: TuneConfig) -> Tune
 
     with _shared.waiting("encoding the class names"):
         with _shared.usage(_FIELDS.option_in):
-            clip = Clip(
-                loaded.model,
-                config.precision,
-                tokenizer=loaded.tokenizer,
-                engine=config.engine,
-                autocast=config.autocasts,
-            )
+            clip = Clip.of(loaded.model, config, loaded.tokenizer)
         if config.ctx is not None:
             with _shared.usage("--ctx", anything=True):
                 check_header(config.ctx, clip.text, config.ctx_init, names)

@@ -110,7 +110,7 @@ def evaluate(
     check_integer("workers", workers, 1)
     config.make_method().check_shards(place.processes)
     if not isinstance(model, Clip):
-        model = Clip(model, config.precision, tokenizer=tokenizer, engine=config.engine, autocast=config.autocasts)
+        model = Clip.of(model, config, tokenizer)
     digest = weights_digest(model.model)
     folder = set_folder(out, images.name)
     if place.rank == 0:
