@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from pathlib import Path
 
@@ -159,6 +161,16 @@ def test_paired_interval() -> None:
     assert difference == pytest.approx(3)
     assert 1.8 < low < 2.2
     assert 3.8 < high < 4.2
+
+
+@pytest.mark.host
+def test_the_tables_are_made_of_the_rows() -> None:
+    rows = json.loads((CHECKOUT / "benchmarks" / "results" / "demo_accuracy.json").read_text())
+    digest = hashlib.sha256(weights.WEIGHTS.read_bytes()).hexdigest()
+    assert all(digest.startswith(row["model"]) for row in rows)
+    assert {row["kind"] for row in rows} == set(corruptions.KINDS)
+    assert evaluate.side_by_side(rows) in (CHECKOUT / "README.md").read_text()
+    assert evaluate.side_by_side(rows, intervals=True) in (CHECKOUT / "tpt_fast" / "demo" / "README.md").read_text()
 
 
 @torch.no_grad()
