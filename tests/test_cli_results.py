@@ -307,17 +307,24 @@ def test_a_narrow_terminal_loses_nothing(width):
     assert (max(map(len, console.file.getvalue().splitlines())) > width) == (width < 60)
 
 
-def test_a_reader_that_goes_is_told_of(photos):
-    """``--json | head -1``, in a process of its own."""
-    command = [sys.executable, "-m", "tpt_fast", "tune", str(photos), *CLASSES, "--json", *FEW]
+def without_a_reader(*arguments):
+    """What a command says on stderr, in a process of its own, when nobody reads its stdout any more."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "tpt_fast", *map(str, arguments)]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     process.stdout.close()
     message = process.stderr.read()
-    assert process.wait() == 3
+    assert process.wait() == 3, message
     assert "error: standard output was closed by its reader: results are lost" in message
-    assert "stopped after 1 of 5 images" in message
     assert "Traceback" not in message
+    return message
+
+
+def test_a_reader_that_goes_is_told_of(photos):
+    """``--json | head -1``; and tables, of which rich has a word too."""
+    assert "stopped after 1 of 5 images" in without_a_reader("tune", photos, *CLASSES, "--json", *FEW)
+    without_a_reader("methods")
+    without_a_reader("tune", CAT, *FEW)
 
 
 def test_a_closed_stdout(monkeypatch, tmp_path, capsys):

@@ -30,7 +30,14 @@ BAD_USAGE, ENVIRONMENT = 2, 3  #: exit codes; 0 is success
 IMAGE_FAILED = ANSWERS_DIFFER = 1
 READABLE = 60  # columns of a terminal in which a table can be read folded
 
-out = Console()
+
+class _Results(Console):
+    def on_broken_pipe(self) -> None:
+        """rich itself ends the process with 1 and says nothing."""
+        _reader_has_gone()
+
+
+out = _Results()
 err = Console(stderr=True)  # progress and remarks: stdout holds results and nothing else
 
 
@@ -172,9 +179,13 @@ def _to_stdout() -> Iterator[None]:
     try:
         yield
     except BrokenPipeError:
-        with open(os.devnull, "w") as nowhere:
-            os.dup2(nowhere.fileno(), sys.stdout.fileno())  # or Python tries to write the rest once more
-        stop("standard output was closed by its reader: results are lost")
+        _reader_has_gone()
+
+
+def _reader_has_gone() -> NoReturn:
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())  # or Python tries to write the rest once more
+    stop("standard output was closed by its reader: results are lost")
 
 
 def json_line(record: dict[str, Any]) -> None:
@@ -200,7 +211,8 @@ def print_table(table: Table, console: Console = out) -> None:
         if folds:
             console.print(table)
         else:
-            Console(file=console.file, width=natural, height=console.height).print(table)  # both, or a dumb one has 80
+            # both sides, or a dumb one has 80 columns
+            type(console)(file=console.file, width=natural, height=console.height).print(table)
 
 
 def print_lines(*lines: Text) -> None:
