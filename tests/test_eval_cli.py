@@ -10,10 +10,12 @@ from types import SimpleNamespace
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import typer
 from command_line import FEW, one_demo_model, plain_terminal, rows, run, said  # noqa: F401
 from eval_sets import Photos
 
 from tpt_fast import TuneConfig, demo
+from tpt_fast.cli import _shared
 from tpt_fast.evaluation import metrics
 from tpt_fast.evaluation import rows as of_run
 from tpt_fast.evaluation.published import differences, published, published_config
@@ -119,6 +121,21 @@ def test_other_options_are_refused_by_their_option(sets, tmp_path):
     assert "--views" in found
     assert "expected 6" in found
     assert "--lr" in said(run("eval", "other", *FEW, "--lr", "1", "--method", "tpt", "--out", tmp_path, code=2))
+
+
+def test_a_reader_that_has_gone_costs_no_file(sets, tmp_path, monkeypatch):
+    def gone(*_):
+        raise typer.Exit(3)
+
+    monkeypatch.setattr(_shared, "print_table", gone)
+    monkeypatch.setattr(_shared, "json_line", gone)
+    out = tmp_path / "out"
+    run("eval", "other", "--views", "6", "--method", "zero_shot", "--out", out, code=3)
+    assert (out / "report.html").is_file()
+    for number, more in enumerate(([], ["--json"])):
+        run("report", out, "--to", tmp_path / f"{number}", "--rows", tmp_path / f"{number}.parquet", *more, code=3)
+        assert (tmp_path / f"{number}" / "report.html").is_file()
+        assert (tmp_path / f"{number}.parquet").is_file()
 
 
 def test_a_report_of_nothing(tmp_path):

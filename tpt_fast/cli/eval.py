@@ -136,8 +136,10 @@ def evaluate(
         if rank != 0:
             return
         found = report(out)
-        show(found)
-        write(found, out)
+        try:
+            show(found)
+        finally:  # even if nobody reads that any more
+            write(found, out)
     failed = sum(max((each.failed for each in of_set.methods), default=0) for of_set in found)
     if failed:
         _shared.remark(f"{failed} images failed")

@@ -42,18 +42,20 @@ def report(
 
         with _shared.usage("FOLDER"):
             found = reports.report(folder)
-        if as_json:
-            for line in reports.lines(found):
-                _shared.json_line(line)
-        else:
-            show(found)
-        write(found, to or folder)
-        if rows is not None:
-            folders = set_folders(folder)
-            if len(folders) > 1:
-                names = ", ".join(each.name for each in folders)
-                raise typer.BadParameter(f"one file for {len(folders)} sets: give one of {names}", param_hint="--rows")
-            _shared.remark(f"{write_merged(folders[0] / 'rows', rows):,} rows in {rows}")
+        folders = set_folders(folder)
+        if rows is not None and len(folders) > 1:
+            names = ", ".join(each.name for each in folders)
+            raise typer.BadParameter(f"one file for {len(folders)} sets: give one of {names}", param_hint="--rows")
+        try:
+            if as_json:
+                for line in reports.lines(found):
+                    _shared.json_line(line)
+            else:
+                show(found)
+        finally:  # even if nobody reads that any more
+            write(found, to or folder)
+            if rows is not None:
+                _shared.remark(f"{write_merged(folders[0] / 'rows', rows):,} rows in {rows}")
 
 
 def show(found: list[SetReport]) -> None:
