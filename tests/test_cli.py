@@ -8,7 +8,9 @@ import warnings
 from io import BytesIO, StringIO, TextIOWrapper
 
 import pytest
+import rich.markup
 import torch
+import typer
 from command_line import CAT, FEW, plain_terminal, rows, run, said  # noqa: F401 (a fixture)
 from PIL import Image
 from rich.console import Console
@@ -36,6 +38,13 @@ def test_help_comes_without_torch():
     result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert "--classes-file" in result.stdout
+
+
+def test_help_loses_no_word():
+    """rich takes brackets around small letters for markup, and leaves them out."""
+    for name, command in typer.main.get_command(app).commands.items():
+        for text in (command.help, *(getattr(each, "help", None) for each in command.params)):
+            assert text is None or rich.markup.render(text).plain == text, name
 
 
 def test_as_a_program(tmp_path):

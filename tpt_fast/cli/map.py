@@ -60,7 +60,7 @@ def map_image(
     ] = None,
     ctx: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Prompt from a CoOp checkpoint.", rich_help_panel=_MAP),
+        typer.Option(metavar="FILE", help="Prompt from a CoOp checkpoint, or a context in safetensors.", rich_help_panel=_MAP),
     ] = None,
     tuned: Annotated[
         bool,
@@ -78,7 +78,7 @@ def map_image(
         typer.Option(
             metavar="NPY",
             dir_okay=False,
-            help="The scores, [classes, height, width], float32, as NumPy reads them.",
+            help="The scores, float32 of (classes, height, width), as NumPy reads them.",
             rich_help_panel=_OUTPUT,
         ),
     ] = None,

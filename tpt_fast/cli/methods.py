@@ -13,7 +13,7 @@ from . import _shared
 
 
 def methods(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Show this one's options.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Show this one's options.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line for each method.")] = False,
 ) -> None:
     """Show the methods of `tpt-fast tune --method`: what each is, its paper, what it tunes, its options."""
