@@ -44,7 +44,7 @@ def check_numbers(name: str, values: object, count: int) -> tuple[float, ...]:
 def check_size(name: str, value: object) -> tuple[int, int]:
     """Pixels of a side, or (height, width), of a view: as a height and a width of 1 to 32768."""
     sides = (value, value) if isinstance(value, numbers.Integral) else value
-    if not isinstance(sides, Sequence) or isinstance(sides, str) or len(sides) != 2:
+    if not isinstance(sides, Sequence) or isinstance(sides, (str, bytes)) or len(sides) != 2:
         raise TypeError(f"{name}: expected an int or (height, width), got {type(value).__name__} {value!r:.60}")
     for side in sides:
         check_integer(name, side, 1, 1 << 15)
