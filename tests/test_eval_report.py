@@ -1,16 +1,20 @@
 """The report in HTML: what it says, that names cannot break out of it, and that it needs nothing else."""
 
+import base64
 import re
 from html.parser import HTMLParser
+from io import BytesIO
 
 import numpy as np
 import pytest
+import torch
 from eval_sets import Photos
+from PIL import Image
 
 from tpt_fast import TuneConfig
 from tpt_fast.evaluation import rows
 from tpt_fast.evaluation.folder import note_down, set_folder
-from tpt_fast.evaluation.gallery import changed
+from tpt_fast.evaluation.gallery import _data_url, changed
 from tpt_fast.evaluation.page import reliability, write_page
 from tpt_fast.evaluation.report import report
 from tpt_fast.evaluation.several import methods_of
@@ -126,6 +130,13 @@ def test_the_gallery(out):
     images = [attrs for tag, attrs in page.tags if tag == "img"]
     assert len(images) == 3 * (1 + 2)
     assert "1.500 → 1.250" in page.text
+
+
+def test_pictures_of_rectangular_models_are_not_stretched(out):
+    encoded = _data_url(torch.rand(3, 144, 96), 72).partition(",")[2]
+    assert Image.open(BytesIO(base64.b64decode(encoded))).size == (48, 72)
+    _, text, _ = page_of(*out)  # which gives all of them the same room
+    assert re.search(r"\.card img \{[^}]*object-fit: contain", text)
 
 
 def test_without_images_it_says_why(out):
