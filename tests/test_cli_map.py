@@ -103,10 +103,18 @@ def test_bad_usage(given, message, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("tuned", [[], ["--tuned"]])
-def test_a_model_without_patches(monkeypatch, tuned):
-    resnet = _models.Loaded(demo.load().model, open_clip.SimpleTokenizer())
-    monkeypatch.setattr(_models, "load_model", lambda name, pretrained, device: resnet)
-    assert "--model: model: expected a vision transformer" in said(run("map", CAT, *GIVEN, *tuned, code=2))
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (lambda: demo.load().model, "expected a vision transformer"),
+        (lambda: models.clip(vision={"image_size": (48, 32), "layers": 1}), "expected one of square images"),
+    ],
+)
+def test_a_model_of_which_no_maps_are_made(monkeypatch, tuned, make, why):
+    loaded = _models.Loaded(make(), open_clip.SimpleTokenizer())
+    monkeypatch.setattr(_models, "load_model", lambda name, pretrained, device: loaded)
+    monkeypatch.setattr("tpt_fast.tuner.Tuner", None)  # nothing is tuned before
+    assert f"--model: model: {why}" in said(run("map", CAT, *GIVEN, *tuned, code=2))
 
 
 def test_an_image_that_cannot_be_read(tmp_path):

@@ -269,6 +269,7 @@ def test_callers_modes_and_defaults(model):
         (lambda: models.clip(vision=models.RESNET), "it is a ResNet, which has none"),
         (lambda: models.clip(vision={"pool_type": "avg"}), "pools by 'avg'"),
         (lambda: models.clip(vision={"image_size": 37}), "its patches do not fill its images"),
+        (lambda: models.clip(vision={"patch_size": (16, 8)}), "its patches are 16 x 8"),
         (lambda: Clip(models.clip(), "fp16", autocast=True), "engine='module' was asked for"),
     ],
 )

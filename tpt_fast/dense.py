@@ -80,7 +80,7 @@ def score_map(
     if isinstance(model, Clip) and tokenizer is not None:
         raise ValueError("tokenizer: expected None with a Clip, which has its own")
     clip = model if isinstance(model, Clip) else Clip(model, tokenizer=tokenizer)
-    _square(clip)
+    square_grid(clip)
     text = TextEncoder(clip.text, classnames, ctx_init, ctx=ctx)
     features, _ = text.forward(text.ctx_init)
     return scores(clip, image, features, tokens=tokens, std=std, size=size, stride=stride)
@@ -107,7 +107,7 @@ def scores(
     if not isinstance(features, Tensor) or features.dim() != 2 or not features.is_floating_point():
         came = f"{features.dtype} {list(features.shape)}" if isinstance(features, Tensor) else type(features).__name__
         raise TypeError(f"features: expected floating point [C, D], got {came}")
-    grid, side, patch = _square(clip)
+    grid, side, patch = square_grid(clip)
     check_choice("tokens", tokens, TOKENS)
     check_number("std", std, "a number above 0", lambda value: value > 0)
     size, stride = 3 * side // 2 if size is None else size, side // 2 if stride is None else stride
@@ -141,7 +141,7 @@ def scores(
     return _resized(total / count, height, width).cpu()
 
 
-def _square(clip: Clip) -> tuple[int, int, int]:
+def square_grid(clip: Clip) -> tuple[int, int, int]:
     """Patches along a side of a window, its side and a patch's, in pixels."""
     (rows, columns), (height, width) = clip.image.patch_grid(), clip.image.sides
     if rows != columns:

@@ -60,7 +60,9 @@ def map_image(
     ] = None,
     ctx: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Prompt from a CoOp checkpoint, or a context in safetensors.", rich_help_panel=_MAP),
+        typer.Option(
+            metavar="FILE", help="Prompt from a CoOp checkpoint, or a context in safetensors.", rich_help_panel=_MAP
+        ),
     ] = None,
     tuned: Annotated[
         bool,
@@ -147,9 +149,10 @@ def _scores(clip: Clip, pixels: Tensor, names: list[str], ctx: Any, **options: A
 
 def _tuned(clip: Clip, names: list[str], pixels: Tensor, ctx: Path | None) -> Tensor:
     from ..config import TuneConfig
+    from ..dense import square_grid
     from ..tuner import Tuner
 
-    clip.image.patch_grid()  # or it would be refused after the tuning
+    square_grid(clip)  # or it would be refused after the tuning
     return Tuner(clip, names, TuneConfig(ctx=ctx, precision=clip.precision))(pixels).ctx
 
 

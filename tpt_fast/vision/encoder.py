@@ -120,13 +120,17 @@ class ImageEncoder:
         """Patches down and across a view.
 
         Raises:
-            ValueError: a tower other than our own vision transformer, or one whose patches do not fill its images.
+            ValueError: a tower other than our own vision transformer, or one whose patches are no squares, or do not
+                fill its images.
         """
         if self.patch is not None:
             return self.sides[0] // self.patch, self.sides[1] // self.patch
-        why = self.why_module or "its patches do not fill its images"
+        why = self.why_module
         if isinstance(self._tower, ResNetTower):
             why = "it is a ResNet, which has none"
+        elif isinstance(self._tower, VitTower):
+            height, width = self._tower.patch
+            why = "its patches do not fill its images" if height == width else f"its patches are {height} x {width}"
         raise ValueError(f"model: expected a vision transformer whose patch tokens can be read; {why}")
 
     def _in_groups(self, encode: Callable[[Tensor], Tensor], views: Tensor) -> Tensor:
