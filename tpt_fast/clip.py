@@ -89,7 +89,7 @@ class Clip:
         """Features of the views of B images.
 
         Args:
-            views: [B, N, 3, S, S], or cut into patches, as :meth:`tpt_fast.vision.ImageEncoder.encode` takes them.
+            views: [B, N, 3, H, W], or cut into patches, as :meth:`tpt_fast.vision.ImageEncoder.encode` takes them.
 
         Returns:
             [B, N, D] of length 1 unless not to ``normalise``, float32 (float64 for a float64 tower).

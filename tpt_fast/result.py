@@ -72,7 +72,7 @@ class TuneResult:
         factory=dict,
     )
     text: dict[str, Any] = described("what the text tower chose: TextEncoder.describe()", factory=dict)
-    views: Tensor | None = described("[N, 3, S, S] normalised, kept only if asked for (keep_views=True)", default=None)
+    views: Tensor | None = described("[N, 3, H, W] normalised, kept only if asked for (keep_views=True)", default=None)
     error: BaseException | None = described(
         'why the image could not be read: the status is "failed", and numbers are NaN', default=None
     )

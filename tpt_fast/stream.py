@@ -22,7 +22,7 @@ Result = TypeVar("Result")
 
 
 class Prepared(NamedTuple):
-    """One image's views as the image tower reads them, [N, 3, S, S] or cut into patches, and the seconds of each stage
+    """One image's views as the image tower reads them, [N, 3, H, W] or cut into patches, and the seconds of each stage
     that made them."""
 
     views: Tensor

@@ -254,7 +254,7 @@ class Tuner:
         """The same for views that are there already.
 
         Args:
-            views: floating point [N, 3, S, S] on any device, normalised as the model expects; view 0 is classified.
+            views: floating point [N, 3, H, W] on any device, normalised as the model expects; view 0 is classified.
 
         Raises:
             TypeError, ValueError: another type or shape, fewer than two views, NaN or infinite values.

@@ -34,7 +34,7 @@ class Outcome(NamedTuple):
 
 
 def pil_views(image: Image.Image, n_views: int, wanted: Preprocessing) -> Tensor:
-    """[N, 3, S, S]: the plain image, then random resized crops and flips drawn from torch's global generator."""
+    """[N, 3, H, W]: the plain image, then random resized crops and flips drawn from torch's global generator."""
     from open_clip.transform import image_transform  # importing it takes seconds, and not all that is here needs it
 
     plain = image_transform(
@@ -99,7 +99,7 @@ def tpt(
     Args:
         model: an open_clip ``CLIP`` or ``CustomTextCLIP`` with open_clip's own text tower, in evaluation mode. Its
             weights must not require gradients (the published code freezes them too).
-        image: a PIL image, whose crops are drawn from torch's global generator, or normalised views [N, 3, S, S].
+        image: a PIL image, whose crops are drawn from torch's global generator, or normalised views [N, 3, H, W].
         classnames: C names; ``_`` reads as a space.
         tokenizer: ``texts -> int64 [n, context length]``.
         ctx_init: words before every name; their embeddings are the initial context.

@@ -142,7 +142,7 @@ class Family(ABC):
 
     @abstractmethod
     def for_images(self, dtype: torch.dtype) -> nn.Module:
-        """Second modules around the image tower's weights: views [N, 3, S, S] -> [N, D], by the model's own code."""
+        """Second modules around the image tower's weights: views [N, 3, H, W] -> [N, D], by the model's own code."""
 
 
 class _Dry(pickle.Pickler):

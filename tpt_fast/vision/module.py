@@ -28,5 +28,5 @@ class ModuleTower:
         return VIEWS_AT_ONCE
 
     def encode(self, views: Tensor) -> Tensor:
-        """[N, 3, S, S] -> [N, D], not normalised."""
+        """[N, 3, H, W] -> [N, D], not normalised."""
         return self._visual(views)

@@ -47,7 +47,7 @@ class ResNetTower:
         return VIEWS_ON_A_CPU if device.type == "cpu" else VIEWS_ON_A_GPU
 
     def encode(self, views: Tensor) -> Tensor:
-        """[N, 3, S, S] -> [N, D], not normalised."""
+        """[N, 3, H, W] -> [N, D], not normalised."""
         return self._visual(views)
 
 

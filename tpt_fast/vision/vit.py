@@ -57,7 +57,7 @@ class VitTower:
         return max(1, rows // (len(self._position) + 1))
 
     def encode(self, views: Tensor) -> Tensor:
-        """[N, 3, S, S], or [N, patches, 3 * height * width], in the storage type -> [N, D], not normalised."""
+        """[N, 3, H, W], or [N, patches, 3 * height * width], in the storage type -> [N, D], not normalised."""
         residual, normed = self._before_last(views)
         last = self._blocks[-1]
         (q,) = _split(self._last_q.project(normed[:, :1]), 1, last.heads)
