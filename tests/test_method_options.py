@@ -57,6 +57,8 @@ def test_a_method_that_cannot_be_hashed_beside_another(model):
         ({"method": "mta", "gamma": 0.1}, TypeError, "gamma: .* method 'mta'; it is one of method 'zero'"),
         ({"lambda_term": 1}, TypeError, "lambda_term: .* method 'tpt'; it is one of method 'ctpt' and 'otpt'"),
         ({"method": "zero", "gama": 0.1}, TypeError, "gama: .* did you mean 'gamma'"),
+        ({"n_view": 4}, TypeError, "n_view: .* did you mean 'n_views'"),
+        ({"method": "zero", "seeds": 1}, TypeError, "seeds: .* did you mean 'seed'"),
         ({"method": "zero", "gamma": 0}, ValueError, r"gamma: expected a number in \(0, 1\], got 0"),
         ({"method": Zero(), "gamma": 0.1}, TypeError, "gamma: expected"),
         (

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from difflib import get_close_matches
 from typing import Any
 
+from ..config import TuneConfig
 from . import METHODS, SHARED, Method, make_method, method_class, method_options
 from .several import Several
 
@@ -63,7 +65,7 @@ def make_with_own(chosen: Chosen, own: Mapping[str, Any], shared: Mapping[str, A
         if not any(name in options for options in has.values()):
             labels = ", ".join(repr(label) for label, _ in chosen)
             known = [*dict.fromkeys(option for options in has.values() for option in options)]
-            close = get_close_matches(name, known, 1)
+            close = get_close_matches(name, known + [each.name for each in fields(TuneConfig)], 1)
             hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(known) or 'what it was made with'}"
             hint = whose(name) or hint
             raise TypeError(f"{name}: expected an option of TuneConfig or of method {labels}; {hint}")
