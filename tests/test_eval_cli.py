@@ -53,6 +53,8 @@ def test_the_table_is_that_of_the_rows(sets, tmp_path):
     ]
     assert {line["set"] for line in lines} == {"few", HOSTILE}
     merged = tmp_path / "rows.parquet"
+    absent = run("report", out / "few", "--rows", tmp_path / "absent" / "rows.parquet", code=2)
+    assert "cannot be written: No such file" in said(absent)
     assert "give one of" in said(run("report", out, "--rows", merged, code=2))
     table = pq.read_table(next(out.glob("few*/rows/part-*")))
     assert table.schema.names == of_run.SCHEMA.names

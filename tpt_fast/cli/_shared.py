@@ -107,6 +107,15 @@ def check_picture(path: Path, option: str) -> None:
     endings = FigureCanvasBase.get_supported_filetypes().keys() - {"pgf"}  # which needs LaTeX
     if path.suffix[1:].lower() not in endings:
         raise typer.BadParameter(f"{path} ends in none of {', '.join(sorted(endings))}", param_hint=option)
+    check_file(path, option)
+
+
+def check_file(path: Path, option: str) -> None:
+    """Find out now whether it can be written.
+
+    Raises:
+        typer.BadParameter: it cannot.
+    """
     try:
         check_writable(path)
     except OSError as error:

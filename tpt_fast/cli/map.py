@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from .._files import atomic_write, check_writable
+from .._files import atomic_write
 from . import _models, _shared
 from ._class_names import class_names
 from ._options import MODEL, ClassesFile, Device, Precision, Pretrained
@@ -159,10 +159,7 @@ def _tuned(clip: Clip, names: list[str], pixels: Tensor, ctx: Path | None) -> Te
 def _check_out(out: Path) -> None:
     if out.suffix.lower() != ".npy":
         raise typer.BadParameter(f"{out} does not end in .npy", param_hint="--out")
-    try:
-        check_writable(out)
-    except OSError as error:
-        raise typer.BadParameter(f"{out} cannot be written: {error.strerror}", param_hint="--out") from error
+    _shared.check_file(out, "--out")
 
 
 def _save(scores: Tensor, out: Path) -> None:

@@ -43,9 +43,11 @@ def report(
         with _shared.usage("FOLDER"):
             found = reports.report(folder)
         folders = set_folders(folder)
-        if rows is not None and len(folders) > 1:
-            names = ", ".join(each.name for each in folders)
-            raise typer.BadParameter(f"one file for {len(folders)} sets: give one of {names}", param_hint="--rows")
+        if rows is not None:
+            if len(folders) > 1:
+                names = ", ".join(each.name for each in folders)
+                raise typer.BadParameter(f"one file for {len(folders)} sets: give one of {names}", param_hint="--rows")
+            _shared.check_file(rows, "--rows")
         try:
             if as_json:
                 for line in reports.lines(found):

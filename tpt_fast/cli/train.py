@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from .._files import check_writable
 from . import _models, _shared
 from ._class_names import class_names
 from ._options import Device, ModelName, Precision, Pretrained
@@ -188,10 +187,7 @@ def _check_files(out: Path, resume: bool, save_ctx: Path | None) -> None:
         raise typer.BadParameter(f"{out} is there; --resume goes on from it", param_hint="--out")
     for option, path in (("--out", out), ("--save-ctx", save_ctx)):
         if path is not None:
-            try:
-                check_writable(path)
-            except OSError as error:
-                raise typer.BadParameter(f"{path} cannot be written: {error.strerror}", param_hint=option) from error
+            _shared.check_file(path, option)
 
 
 def _draw(images: ImageSet, shots: int, seed: int) -> tuple[list[ImageLike], list[int]]:
