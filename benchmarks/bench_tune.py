@@ -15,9 +15,11 @@ import kept
 import pytest
 from timing import DEVICE
 
+from tpt_fast._machine import cpu_flags
 from tpt_fast.bench import picture, rows
 from tpt_fast.bench.case import MODES, STARTS, Case, RandomModel
 from tpt_fast.bench.measure import many_images, one_image
+from tpt_fast.bench.turns import take_turns
 
 DEFAULT = [("ViT-B-16", classes) for classes in ((10, 1000) if DEVICE.type == "cuda" else (200,))]
 CASES = [(name, classes) for name in ("RN50", "ViT-B-32", "ViT-B-16", "ViT-L-14") for classes in (10, 200, 1000)]
@@ -49,6 +51,20 @@ def prepared(name, classes, precision="fp32"):
 def test_one_image(keep, name, classes, start, precision):
     case = prepared(name, classes, precision)
     keep(one_image(case, start, repeats=7, seconds=SECONDS, published=case.unpublished() is None))
+
+
+@pytest.mark.skipif("avx512bf16" not in cpu_flags(), reason="a CPU without products in bfloat16")
+@pytest.mark.parametrize(("name", "classes"), CASES)
+def test_bfloat16(keep, name, classes):
+    """One photograph in bfloat16 against the same in float32."""
+    case, plain = (Case(random_model(name), classes, precision) for precision in ("bf16", "fp32"))
+    runs = {"tpt_fast": case.ours(STARTS[0]), "tpt_fast, fp32": plain.ours(STARTS[0])}
+    for run in runs.values():
+        run()
+    taken = take_turns(runs, repeats=7, seconds=SECONDS)
+    found = [rows.row("tune", case.title(STARTS[0]), backend, seconds) for backend, seconds in taken.items()]
+    rows.add_ratios(found)
+    keep(found)
 
 
 @pytest.mark.parametrize("mode", MODES)
