@@ -20,6 +20,7 @@ import tpt_fast
 from tpt_fast import demo
 from tpt_fast.cli import _models, app, main
 from tpt_fast.cli.bench_demo import _table as bench_table
+from tpt_fast.cli.doctor import _describe
 from tpt_fast.demo import clip, weights
 from tpt_fast.extension import build, load, toolkit
 
@@ -54,7 +55,7 @@ def test_as_a_program(tmp_path):
     assert result.returncode == 1, result.stderr
     first, second = map(json.loads, result.stdout.splitlines())
     assert first["label"] in demo.CLASSNAMES
-    assert "cannot read" in second["error"]
+    assert second["error"] == f"image: cannot read {tmp_path / 'absent.jpg'}: No such file or directory"
     assert "1 of 2 images failed" in result.stderr
 
 
@@ -398,6 +399,11 @@ def test_doctor():
     assert built
     assert built[0]["seconds"] > 0
     assert built[0]["bytes"] > 10_000
+    many = found["cache"] | {"builds": [found["cache"]["builds"][0] | {"key": f"build-{i}"} for i in range(9)]}
+    shown = _describe(many)
+    assert "build-8" in shown
+    assert "build-4" not in shown
+    assert "and 5 older ones" in shown
     text = run("doctor").stdout
     for heading in ("torch", "compiler", "cuda toolkit", "GPUs", "kernels", "cache"):
         assert heading in text

@@ -221,3 +221,8 @@ def test_one_class_is_warned_of(tmp_path, capsys):
     assert "'cat, dog' is one class" in capsys.readouterr().err
     class_names("cat,dog", None)
     assert capsys.readouterr().err == ""
+
+
+def test_names_that_stand_twice_are_warned_of(capsys):
+    assert class_names("cat,dog,cat,dog,owl", None) == ["cat", "dog", "cat", "dog", "owl"]
+    assert "warning: 'cat' and 1 more stands there several times, as several classes" in capsys.readouterr().err

@@ -8,6 +8,7 @@ from pathlib import Path
 import models
 import openai_layout
 import pytest
+import torch
 import transformers
 from command_line import CAT, FEW, one_demo_model, plain_terminal, rows, run, said  # noqa: F401
 
@@ -36,6 +37,20 @@ def test_a_folder_of_transformers(folder, processor):
     assert row["top"][0]["prob"] == pytest.approx(float(want.probs.max()), abs=1e-4)
     (report,) = rows(run("doctor", "--json", "--model", f"hf:{folder}"))
     assert report["found"][f"hf:{folder}"] == {"text": "packed", "image": "vit"}
+
+
+def test_a_file_that_holds_no_weights(tmp_path):
+    given = ("tune", CAT, "--classes", "a,b", "--model", "ViT-B-32", "--pretrained")
+    assert f"{CAT} holds no weights of ViT-B-32: it is no checkpoint" in said(run(*given, CAT, code=2))
+    file = tmp_path / "other.pt"
+    torch.save({"state_dict": {"weight": torch.zeros(1)}}, file)
+    assert f"{file} holds no weights of ViT-B-32: Error(s) in loading" in said(run(*given, file, code=2))
+
+
+def test_a_device_that_is_none():
+    assert "expected cpu, cuda or cuda:N of a GPU that is there, got 'potato'" in said(
+        run("tune", CAT, "--device", "potato", code=2)
+    )
 
 
 def test_what_is_wrong_with_one(folder, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,9 @@ def _without_gaps(parts: list[str], option: str, given: str, unit: str) -> list[
         names.pop()
     if not names:
         raise typer.BadParameter(f"there are no class names in {given}", param_hint=option)
+    if twice := [name for name, times in Counter(names).items() if times > 1 and name]:
+        more = f" and {len(twice) - 1} more" if len(twice) > 1 else ""
+        _shared.remark(f"warning: {twice[0]!r}{more} stands there several times, as several classes")
     if "" in names:
         raise typer.BadParameter(
             f"{unit} {names.index('') + 1} of {given} is blank: every label behind it would be another class's; "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import pickle
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -96,7 +97,13 @@ def load_model(name: str, pretrained: str | None, device: str | None) -> Loaded:
             model = open_clip.create_model(name, pretrained=pretrained, device=place, force_quick_gelu=quick_gelu)
             tokenizer = open_clip.get_tokenizer(name)
     except Exception as error:  # a download, a file, a Hugging Face library that is missing: open_clip raises anything
-        stop(f"{name} with weights {pretrained} cannot be loaded: {error}")
+        no_checkpoint = isinstance(error, pickle.UnpicklingError)  # torch's own words advise to run what is in it
+        what = "it is no checkpoint" if no_checkpoint else f"{error}".partition("\n")[0]
+        if os.path.isfile(pretrained or ""):
+            raise typer.BadParameter(
+                f"{pretrained} holds no weights of {name}: {what}", param_hint="--pretrained"
+            ) from error
+        stop(f"{name} with weights {pretrained} cannot be loaded: {what}")
     return Loaded(model.eval(), tokenizer)
 
 
@@ -145,7 +152,10 @@ def place_of(device: str | None) -> torch.device:
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError) as error:
-        raise typer.BadParameter(f"{error}".partition("\n")[0], param_hint="--device") from error
+        reason = f"{error}".partition("\n")[0]
+        raise typer.BadParameter(
+            f"expected cpu, cuda or cuda:N of a GPU that is there, got {device!r} ({reason})", param_hint="--device"
+        ) from error
     return place
 
 

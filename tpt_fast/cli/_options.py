@@ -152,6 +152,8 @@ def tuning_fields(without: Sequence[str] = ()) -> FieldOptions:
         panels=dict.fromkeys(("precision", "engine", "activations", "decoder", "cuda_graphs"), MODEL),
         renamed={"n_views": "views", "views": "augment"},
         meanings={
+            "precision": 'What the towers hold their weights in: "fp32", "fp16", "bf16"; or "auto": fp32 or bf16, '
+            "which is faster here, measured once.",
             "ctx": "Start from a checkpoint of CoOp or CoCoOp, or from a context in safetensors, instead.",
             "method": "What is done with the views; `tpt-fast methods` shows the names. With commas several.",
         },

@@ -213,7 +213,7 @@ def _warnings_as_remarks() -> Iterator[None]:
 
 def _row(name: str, result: TuneResult, top: int) -> Row:
     if result.error is not None:
-        return {"file": name, "error": str(result.error)}
+        return {"file": name, "error": getattr(result.error, "strerror", None) or str(result.error)}
     best = result.topk(1)[0]
     return {
         "file": name,

@@ -12,6 +12,8 @@ from rich.text import Text
 from .. import doctor as _doctor
 from . import _models, _shared
 
+_SHOWN = 4  #: builds, the newest: two halves, before and after a change
+
 
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
@@ -56,9 +58,10 @@ def _describe(value: Any) -> str:
     if value is None or value == []:
         return "none"
     if isinstance(value, dict):
-        builds = value.get("builds")
+        builds = value.get("builds") or []
         lines = [f"{key}: {_describe(item)}" for key, item in value.items() if key != "builds" and item is not None]
-        return "\n".join([*lines, *map(_build, builds or [])])
+        older = [f"and {len(builds) - _SHOWN} older ones"] if len(builds) > _SHOWN else []
+        return "\n".join([*lines, *map(_build, builds[-_SHOWN:]), *older])
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
