@@ -1,4 +1,4 @@
-"""Put the measured rows into docs/measured.md: ``python benchmarks/table.py``."""
+"""Put the measured rows into docs/measured.md, and ten of them into README.md: ``python benchmarks/table.py``."""
 
 from __future__ import annotations
 
@@ -7,16 +7,54 @@ from pathlib import Path
 from kept import RESULTS, by_numbers
 
 from tpt_fast._files import atomic_write
-from tpt_fast.bench.rows import duration, read
+from tpt_fast.bench.rows import Row, duration, read
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "measured.md"
+ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- rows:begin -->", "<!-- rows:end -->"
+#: What README.md shows: its name there, op, case, and peers.
+SHOWN = (
+    ("63 views of 500x375 at 224", "views", "63 of 500x375 at 224", ("torchvision v2", "PIL as published")),
+    ("objective and gradient, 64 views x 1000 classes", "objective", "64x1000", ("torch.compile", "eager")),
+    (
+        "attention over prefix and suffixes, 200 classes",
+        "prefix_attention",
+        "829 packed or 200x14 padded rows, 8 heads",
+        ("SDPA, padded",),
+    ),
+    ("AdamW step", "adamw_step", "1 of 4x512", ("torch.optim.AdamW",)),
+    ("text tower, ViT-B/16, 200 classes, each image", "text", "ViT-B-16, 200 classes, each image", ("published",)),
+    ("image tower, ViT-B/16, 64 views", "vision", "ViT-B-16 x 64", ("open_clip",)),
+    ("image tower, RN50, 64 views", "vision", "RN50 x 64", ("open_clip",)),
+    ("whole image, ViT-B/16, 200 classes", "tune", "ViT-B-16, 200 classes, a photograph", ("published",)),
+    ("whole image, ViT-B/32, 200 classes", "tune", "ViT-B-32, 200 classes, a photograph", ("published",)),
+    ("whole image, ViT-B/16, 1000 classes", "tune", "ViT-B-16, 1000 classes, a photograph", ()),
+)
 
 
-def table() -> str:
-    """Each case's time and how many times longer its peers took, grouped by machine."""
+def measured() -> list[Row]:
     found = [row for path in sorted(RESULTS.glob("*.jsonl")) for row in read(path)]
-    found = [row for row in found if "median" in row]  # counts and peaks have rows too
+    return [row for row in found if "median" in row]  # counts and peaks have rows too
+
+
+def ten_rows(found: list[Row]) -> str:
+    """Cases down, CPUs across."""
+    cpus = sorted({row["cpu"] for row in found if not row["gpu"]}, reverse=True)
+    lines = [["what", *cpus], ["---"] * (1 + len(cpus))]
+    for name, op, case, peers in SHOWN:
+        line = [name]
+        for cpu in cpus:
+            rows = {r["backend"]: r for r in found if (r["op"], r["case"], r["cpu"], r["gpu"]) == (op, case, cpu, None)}
+            ours = rows.get("tpt_fast")
+            times = [
+                f"{peer} **{rows[peer]['median'] / ours['median']:.1f}x**" for peer in peers if ours and peer in rows
+            ]
+            line.append(", ".join([duration(ours["median"]), *times]) if ours else "")
+        lines.append(line)
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def table(found: list[Row]) -> str:
+    """Each case's time and how many times longer its peers took, grouped by machine."""
     lines = []
     machines = sorted({(r["gpu"] or r["cpu"], r["threads"], r["torch"]) for r in found})
     for machine in machines:
@@ -34,11 +72,13 @@ def table() -> str:
 
 
 def main() -> None:
-    """Replace what stands between the two marks."""
-    text = PAGE.read_text()
-    before, after = text.partition(BEGIN)[0], text.partition(END)[2]
-    with atomic_write(PAGE) as aside:
-        aside.write_text(f"{before}{BEGIN}\n{table()}{END}{after}")
+    """Replace what stands between the two marks of both pages."""
+    found = measured()
+    for page, rows in ((ROOT / "docs" / "measured.md", table(found)), (ROOT / "README.md", ten_rows(found))):
+        text = page.read_text()
+        before, after = text.partition(BEGIN)[0], text.partition(END)[2]
+        with atomic_write(page) as aside:
+            aside.write_text(f"{before}{BEGIN}\n{rows}{END}{after}")
 
 
 if __name__ == "__main__":

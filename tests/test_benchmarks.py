@@ -50,6 +50,15 @@ def test_tokens_of_nothing(tmp_path, tokens):
     assert tokens(tmp_path / "absent").exit_code == 2
 
 
+@pytest.mark.host
+def test_the_tables_are_made_of_the_rows(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    made = runpy.run_path(str(BENCHMARKS / "table.py"))
+    found = made["measured"]()
+    assert made["ten_rows"](found) in (ROOT / "README.md").read_text()
+    assert made["table"](found) in (ROOT / "docs" / "measured.md").read_text()
+
+
 STUB = """#!/usr/bin/env bash
 # Stands for a python on a machine with a GPU: says what it was asked for, and fails for whatever holds $FAILS.
 [[ $1 == - ]] && exit 0
