@@ -33,7 +33,7 @@ def mode():
 
 
 def views(of, images=1):
-    return torch.empty(images, 8, 3, of.clip.image.size, of.clip.image.size, dtype=of.clip.image.dtype, device=DEVICE)
+    return torch.empty(images, 8, 3, *of.clip.image.sides, dtype=of.clip.image.dtype, device=DEVICE)
 
 
 def run(twin, images=1):
