@@ -36,6 +36,10 @@ def measured() -> list[Row]:
     return [row for row in found if "median" in row]  # counts and peaks have rows too
 
 
+def longer(peer: Row, ours: Row) -> str:
+    return f"{peer['backend']} **{peer['median'] / ours['median']:.1f}x**"
+
+
 def ten_rows(found: list[Row]) -> str:
     """Cases down, CPUs across."""
     cpus = sorted({row["cpu"] for row in found if not row["gpu"]}, reverse=True)
@@ -44,11 +48,10 @@ def ten_rows(found: list[Row]) -> str:
         line = [name]
         for cpu in cpus:
             rows = {r["backend"]: r for r in found if (r["op"], r["case"], r["cpu"], r["gpu"]) == (op, case, cpu, None)}
-            ours = rows.get("tpt_fast")
-            times = [
-                f"{peer} **{rows[peer]['median'] / ours['median']:.1f}x**" for peer in peers if ours and peer in rows
-            ]
-            line.append(", ".join([duration(ours["median"]), *times]) if ours else "")
+            if ours := rows.get("tpt_fast"):
+                line.append(", ".join([duration(ours["median"]), *(longer(rows[p], ours) for p in peers if p in rows)]))
+            else:
+                line.append("")
         lines.append(line)
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
@@ -64,8 +67,8 @@ def table(found: list[Row]) -> str:
         for op, case in sorted({(r["op"], r["case"]) for r in here}, key=lambda each: (each[0], by_numbers(each[1]))):
             rows = {r["backend"]: r for r in here if (r["op"], r["case"]) == (op, case)}
             if ours := rows.pop("tpt_fast", None):
-                peers = sorted(rows.items(), key=lambda item: item[1]["median"])
-                ratios = ", ".join(f"{name} **{row['median'] / ours['median']:.1f}x**" for name, row in peers)
+                peers = sorted(rows.values(), key=lambda row: row["median"])
+                ratios = ", ".join(longer(peer, ours) for peer in peers)
                 lines.append(f"| {op} | {case} | {duration(ours['median'])} | {ratios} |")
         lines.append("")
     return "\n".join(lines)

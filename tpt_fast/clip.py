@@ -71,9 +71,24 @@ class Clip:
         )
 
     @classmethod
-    def of(cls, model: nn.Module, wanted: config.TuneConfig, tokenizer: Tokenizer | None = None) -> Clip:
-        """As the options ask for it."""
-        return cls(model, wanted.precision, tokenizer=tokenizer, engine=wanted.engine, autocast=wanted.autocasts)
+    def of(cls, model: nn.Module | Clip, wanted: config.TuneConfig, tokenizer: Tokenizer | None = None) -> Clip:
+        """``model`` read as the options ask for it, unless it has been read so already.
+
+        Raises:
+            ValueError: it has been read in another way, or a ``tokenizer`` is given beside its own.
+        """
+        if not isinstance(model, Clip):
+            return cls(model, wanted.precision, tokenizer=tokenizer, engine=wanted.engine, autocast=wanted.autocasts)
+        if tokenizer is not None:
+            raise ValueError("tokenizer: expected None with a Clip, which has its own")
+        for name, has, asked in (
+            ("precision", model.precision, model.precision if wanted.precision == "auto" else wanted.precision),
+            ("engine", model.text.wanted, wanted.engine),
+            ("strict_official", model.autocast, wanted.autocasts),
+        ):
+            if has != asked:
+                raise ValueError(f"{name}: expected {has!r}, for the Clip was read so, got {asked!r}")
+        return model
 
     @property
     def model(self) -> nn.Module:

@@ -95,7 +95,7 @@ class Tuner:
             check_objective(objective)
         self.config = config or TuneConfig()
         self.method = _method(self.config, objective)
-        self.clip = _clip(model, self.config, tokenizer)
+        self.clip = Clip.of(model, self.config, tokenizer)
         self._backend = load.ensure(self.device)
         self.set_classnames(classnames)
 
@@ -553,19 +553,3 @@ def _method(config: TuneConfig, objective: ObjectiveFunction | None) -> Method:
     if not isinstance(method, Tpt) or method.objective is not None:
         raise ValueError(f"objective: expected None with method {method.name!r}, which has its own")
     return replace(method, objective=objective)
-
-
-def _clip(model: nn.Module | Clip, config: TuneConfig, tokenizer: Callable[..., Tensor] | None) -> Clip:
-    """``model`` read as ``config`` says, unless it has been read so already."""
-    if not isinstance(model, Clip):
-        return Clip.of(model, config, tokenizer)
-    if tokenizer is not None:
-        raise ValueError("tokenizer: expected None with a Clip, which has its own")
-    for name, has, wanted in (
-        ("precision", model.precision, model.precision if config.precision == "auto" else config.precision),
-        ("engine", model.text.wanted, config.engine),
-        ("strict_official", model.autocast, config.autocasts),
-    ):
-        if has != wanted:
-            raise ValueError(f"{name}: expected {has!r}, for the Clip was read so, got {wanted!r}")
-    return model

@@ -49,16 +49,20 @@ def _without_gaps(parts: list[str], option: str, given: str, unit: str) -> list[
         names.pop()
     if not names:
         raise typer.BadParameter(f"there are no class names in {given}", param_hint=option)
-    if twice := [name for name, times in Counter(names).items() if times > 1 and name]:
-        more = f" and {len(twice) - 1} more" if len(twice) > 1 else ""
-        _shared.remark(f"warning: {twice[0]!r}{more} stands there several times, as several classes")
     if "" in names:
         raise typer.BadParameter(
             f"{unit} {names.index('') + 1} of {given} is blank: every label behind it would be another class's; "
             "give it a name, or take it out where the labels do too",
             param_hint=option,
         )
+    _warn_of_repeated(names)
     return names
+
+
+def _warn_of_repeated(names: list[str]) -> None:
+    if repeated := [name for name, times in Counter(names).items() if times > 1]:
+        more = f" and {len(repeated) - 1} more" if len(repeated) > 1 else ""
+        _shared.remark(f"warning: {repeated[0]!r}{more} stands there several times, as several classes")
 
 
 def _warn_of_one(name: str, hint: str) -> None:

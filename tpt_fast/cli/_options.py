@@ -18,6 +18,12 @@ from ..config import TuneConfig
 
 MODEL, TUNING = "Model", "Tuning (defaults: the paper's)"  #: headings of ``--help``
 
+
+def names_file(help: str) -> Any:
+    """The option of a file of class names, which is there."""
+    return typer.Option(metavar="FILE", exists=True, dir_okay=False, readable=True, help=help)
+
+
 # --- options that several commands have; each is named by its parameter
 
 ModelName: TypeAlias = Annotated[
@@ -44,14 +50,7 @@ Precision: TypeAlias = Annotated[
     str, typer.Option(help='What the towers hold their weights in: "fp32", "fp16", "bf16".', rich_help_panel=MODEL)
 ]
 ClassesFile: TypeAlias = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="FILE",
-        exists=True,
-        dir_okay=False,
-        readable=True,
-        help="Class names, one a line, or as JSON: a list, or an object of names and indices.",
-    ),
+    Path | None, names_file("Class names, one a line, or as JSON: a list, or an object of names and indices.")
 ]
 OwnOptions: TypeAlias = Annotated[
     list[str] | None,

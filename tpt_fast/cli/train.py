@@ -11,7 +11,7 @@ from rich.text import Text
 
 from . import _models, _shared
 from ._class_names import class_names
-from ._options import Device, ModelName, Precision, Pretrained
+from ._options import Device, ModelName, Precision, Pretrained, names_file
 
 if TYPE_CHECKING:
     from ..clip import Clip
@@ -51,13 +51,7 @@ def train(
     shots: Annotated[int, typer.Option(min=1, help="Images of each class, drawn by the seed.")] = 16,
     classes_file: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE",
-            exists=True,
-            dir_okay=False,
-            readable=True,
-            help="Class names in label order, for a table, tars, or folders that are numbered or out of order.",
-        ),
+        names_file("Class names in label order, for a table, tars, or folders that are numbered or out of order."),
     ] = None,
     model: ModelName = None,
     pretrained: Pretrained = None,
